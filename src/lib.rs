@@ -1,1 +1,5 @@
-//! Holm
+//! Holm: Kubernetes and devices at the edge in one static binary.
+//!
+//! The modules in reading order; `ARCHITECTURE.md` has the picture.
+
+pub mod object;

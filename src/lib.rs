@@ -3,3 +3,4 @@
 //! The modules in reading order; `ARCHITECTURE.md` has the picture.
 
 pub mod object;
+pub mod store;

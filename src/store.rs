@@ -1,0 +1,406 @@
+//! The store: objects with revisions and watches in one redb file.
+//!
+//! One writer thread owns the database. It takes whatever writes are waiting,
+//! puts them into one durable commit, and only then answers and tells the
+//! watchers, so that nobody acts on what a power cut could take back. Reads
+//! go to the last commit and never wait for a write.
+//!
+//! What can be observed again (pod status on a board, Leases, Events) is
+//! written as [`Durability::Volatile`]: it has a revision and is watched like
+//! everything else, but lives in memory and never touches the flash.
+
+mod table;
+mod thread;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use async_channel::Sender;
+use redb::{ReadTransaction, ReadableDatabase};
+use serde_json::Value;
+
+use crate::object::{Key, Kind, Object, Origin, Revision, Uid, codec::CodecError};
+
+pub use watch::{Change, Gone, Watch};
+
+/// The version of the file's layout that this program writes. A file of a
+/// later version is refused; an earlier one is migrated on opening.
+pub const SCHEMA: u32 = 1;
+
+/// How a store is opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// redb's page cache, in bytes (its own default is 1 GiB).
+    pub cache_bytes: usize,
+    /// How many past changes a new watch can be given; an older start is
+    /// [`Gone`].
+    pub history: usize,
+    /// How many changes may wait for one watcher before it is dropped.
+    pub watch_queue: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { cache_bytes: 1 << 20, history: 1024, watch_queue: 1024 }
+    }
+}
+
+/// Why the store could not be opened, read or written.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The directory or file cannot be made or opened.
+    #[error("cannot open the store {path}: {why}")]
+    Open {
+        /// The store's file.
+        path: PathBuf,
+        /// The system's words.
+        why: String,
+    },
+    /// Another process has it open.
+    #[error(
+        "the store {path} is in use by another process: stop it, or give this one a --data-dir of its own"
+    )]
+    InUse {
+        /// The store's file.
+        path: PathBuf,
+    },
+    /// Written by a later release.
+    #[error("the store {path} has layout {found}, this release knows up to {SCHEMA}: use the newer holm")]
+    Newer {
+        /// The store's file.
+        path: PathBuf,
+        /// Its layout version.
+        found: u32,
+    },
+    /// A stored value is not what was written.
+    #[error("the store is damaged at {at}: {why}")]
+    Damaged {
+        /// Which entry.
+        at: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The database or the disk under it failed.
+    #[error("the store failed: {0}")]
+    Storage(String),
+    /// The writer thread has stopped.
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// Why one write was not done. The store is as it was before.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum WriteError {
+    /// [`Expect::Absent`], and there is one.
+    #[error("{0} exists already")]
+    Exists(Key),
+    /// [`Expect::Present`], and there is none.
+    #[error("{0} does not exist")]
+    Missing(Key),
+    /// It is there at another revision, or as another object of the name.
+    #[error("{key} has changed: it is at revision {found}")]
+    Conflict {
+        /// Which object.
+        key: Key,
+        /// Its revision now.
+        found: Revision,
+    },
+    /// Larger than a stored object may be.
+    #[error("{0}: {1}")]
+    TooLarge(Key, CodecError),
+    /// Nothing was written because the store itself failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What must be so for a write to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// Nothing.
+    Anything,
+    /// No object has the key.
+    Absent,
+    /// One has, and it is the one meant.
+    Present {
+        /// At this revision, if given.
+        revision: Option<Revision>,
+        /// With this uid, if given.
+        uid: Option<Uid>,
+    },
+}
+
+/// Whether a write must survive a power cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Committed and synced before it is answered.
+    Durable,
+    /// In memory only: lost at a restart, when the last durable value (if any)
+    /// shows again.
+    Volatile,
+}
+
+/// What a write does.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Makes or replaces the object. A value equal to the present one changes
+    /// nothing and gets no revision.
+    Put {
+        /// The new value; `metadata.resourceVersion` and `managedFields` are dropped.
+        value: Value,
+        /// Its origin.
+        origin: Origin,
+        /// Whether it goes to the flash.
+        durability: Durability,
+    },
+    /// Removes the object.
+    Delete,
+}
+
+/// One write.
+#[derive(Clone, Debug)]
+pub struct Write {
+    /// Which object.
+    pub key: Key,
+    /// On what condition.
+    pub expect: Expect,
+    /// What to do.
+    pub action: Action,
+}
+
+/// A part of the store: a kind, one namespace of it, or one object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scope {
+    /// Which kind.
+    pub kind: Kind,
+    /// Only this namespace.
+    pub namespace: Option<String>,
+    /// Only this name.
+    pub name: Option<String>,
+}
+
+impl Scope {
+    /// All objects of a kind.
+    pub fn all(group: &str, resource: &str) -> Scope {
+        Scope { kind: Kind::new(group, resource), namespace: None, name: None }
+    }
+
+    /// True if an object with this key belongs to the scope.
+    pub fn contains(&self, key: &Key) -> bool {
+        key.is(&self.kind.group, &self.kind.resource)
+            && self.namespace.as_ref().is_none_or(|namespace| *namespace == key.namespace)
+            && self.name.as_ref().is_none_or(|name| *name == key.name)
+    }
+}
+
+/// What a list found.
+#[derive(Clone, Debug)]
+pub struct Listing {
+    /// A watch from here continues the list without a gap.
+    pub revision: Revision,
+    /// The objects in key order.
+    pub objects: Vec<Arc<Object>>,
+    /// True if the limit cut the list short.
+    pub more: bool,
+}
+
+/// The last commit, what is in memory only, and who wants to know of changes.
+struct Published {
+    revision: Revision,
+    read: Arc<ReadTransaction>,
+    volatile: BTreeMap<Key, Arc<Object>>,
+    history: watch::History,
+    watchers: Vec<watch::Watcher>,
+    commits: usize,
+}
+
+struct Shared {
+    published: Mutex<Published>,
+    options: Options,
+    generation: u64,
+}
+
+impl Shared {
+    /// The state even if a reader panicked while holding it: every change to
+    /// it is a plain assignment, so it is never half done.
+    fn published(&self) -> MutexGuard<'_, Published> {
+        self.published.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// A handle to the store; clones share it. The writer thread ends when the
+/// last handle is dropped.
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+    inbox: Sender<thread::ToWriter>,
+}
+
+impl Store {
+    /// Opens the store in `directory`, making both with access for this user
+    /// only if they are not there. Blocks while redb repairs a file that was
+    /// not closed cleanly (milliseconds per MB).
+    pub fn open(directory: &Path, options: Options) -> Result<Store, StoreError> {
+        let path = directory.join("holm.redb");
+        let database = table::open(&path, options.cache_bytes)?;
+        let opened = table::Opened::read(&database, &path)?;
+        let read = database.begin_read().map_err(table::storage)?;
+        let shared = Arc::new(Shared {
+            published: Mutex::new(Published {
+                revision: opened.reserved,
+                read: Arc::new(read),
+                volatile: BTreeMap::new(),
+                history: watch::History::starting_at(opened.reserved),
+                watchers: Vec::new(),
+                commits: 0,
+            }),
+            options,
+            generation: opened.generation,
+        });
+        let inbox = thread::spawn(database, shared.clone(), opened.reserved)
+            .map_err(|error| StoreError::Open { path, why: error.to_string() })?;
+        Ok(Store { shared, inbox })
+    }
+
+    /// Tells this file from every other store that ever was (random at its
+    /// making): two stores of one node never share a sequence.
+    pub fn generation(&self) -> u64 {
+        self.shared.generation
+    }
+
+    /// The revision of the last change.
+    pub fn revision(&self) -> Revision {
+        self.shared.published().revision
+    }
+
+    /// How many durable commits this process has made.
+    pub fn commits(&self) -> usize {
+        self.shared.published().commits
+    }
+
+    /// One object, if there is one.
+    pub fn get(&self, key: &Key) -> Result<Option<Arc<Object>>, StoreError> {
+        let read = {
+            let published = self.shared.published();
+            if let Some(object) = published.volatile.get(key) {
+                return Ok(Some(object.clone()));
+            }
+            published.read.clone()
+        };
+        table::get(&read, key)
+    }
+
+    /// The objects of a scope in key order, at most `limit`, after `after`.
+    pub fn list(
+        &self,
+        scope: &Scope,
+        after: Option<&Key>,
+        limit: Option<usize>,
+    ) -> Result<Listing, StoreError> {
+        // One more than asked for tells whether there are more.
+        let wanted = limit.map_or(usize::MAX, |limit| limit.saturating_add(1));
+        let start = match after {
+            Some(key) => Bound::Excluded(key.clone()),
+            None => Bound::Included(first_key(scope)),
+        };
+        let (revision, read, mut found) = {
+            let published = self.shared.published();
+            let volatile: BTreeMap<Key, Arc<Object>> = published
+                .volatile
+                .range((start.clone(), Bound::Unbounded))
+                .take_while(|(key, _)| in_range(scope, key))
+                .filter(|(key, _)| scope.contains(key))
+                .take(wanted)
+                .map(|(key, object)| (key.clone(), object.clone()))
+                .collect();
+            (published.revision, published.read.clone(), volatile)
+        };
+        table::scan(&read, scope, start, wanted, |object| {
+            found.entry(object.key.clone()).or_insert_with(|| Arc::new(object));
+        })?;
+        let more = limit.is_some_and(|limit| found.len() > limit);
+        let objects = found.into_values().take(limit.unwrap_or(usize::MAX)).collect();
+        Ok(Listing { revision, objects, more })
+    }
+
+    /// All changes to a scope after `from`, which a list or an earlier change
+    /// gave. [`Gone`] if the store no longer knows them all: list again.
+    pub fn watch(&self, scope: Scope, from: Revision) -> Result<Watch, Gone> {
+        let mut published = self.shared.published();
+        let backlog = published.history.since(&scope, from)?;
+        let (watcher, watch) = watch::pair(scope, backlog, self.shared.options.watch_queue);
+        published.watchers.push(watcher);
+        Ok(watch)
+    }
+
+    /// Lists a scope and watches it from there.
+    pub fn list_and_watch(&self, scope: Scope) -> Result<(Listing, Watch), StoreError> {
+        loop {
+            let listing = self.list(&scope, None, None)?;
+            // Only a burst longer than the history between the two calls
+            // makes the start stale; then the list is stale too.
+            if let Ok(watch) = self.watch(scope.clone(), listing.revision) {
+                return Ok((listing, watch));
+            }
+        }
+    }
+
+    /// Does one write. Returns the object as it is now, or as it last was if
+    /// the write removed it.
+    pub async fn write(&self, write: Write) -> Result<Arc<Object>, WriteError> {
+        let mut outcomes = self.write_all(vec![write]).await?;
+        outcomes.pop().unwrap_or(Err(WriteError::Store(StoreError::Closed)))
+    }
+
+    /// Does several writes in one commit. Each has its own outcome; one that
+    /// is refused does not stop the others. Waits while the writer's inbox is
+    /// full.
+    pub async fn write_all(
+        &self,
+        writes: Vec<Write>,
+    ) -> Result<Vec<Result<Arc<Object>, WriteError>>, StoreError> {
+        let (reply, answer) = async_channel::bounded(1);
+        self.inbox.send(thread::ToWriter::Write { writes, reply }).await.map_err(|_| StoreError::Closed)?;
+        answer.recv().await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// A small named value about the store itself (the cluster it belongs to,
+    /// the time floor).
+    pub fn fact(&self, name: &'static str) -> Result<Option<Vec<u8>>, StoreError> {
+        let read = self.shared.published().read.clone();
+        table::fact(&read, name)
+    }
+
+    /// Sets a fact durably; an equal value is not written again.
+    pub async fn set_fact(&self, name: &'static str, value: Vec<u8>) -> Result<(), StoreError> {
+        let (reply, answer) = async_channel::bounded(1);
+        self.inbox
+            .send(thread::ToWriter::Fact { name, value, reply })
+            .await
+            .map_err(|_| StoreError::Closed)?;
+        answer.recv().await.map_err(|_| StoreError::Closed)?
+    }
+}
+
+fn first_key(scope: &Scope) -> Key {
+    Key {
+        group: scope.kind.group.clone(),
+        resource: scope.kind.resource.clone(),
+        namespace: scope.namespace.clone().unwrap_or_default(),
+        name: match scope.namespace {
+            Some(_) => scope.name.clone().unwrap_or_default(),
+            None => String::new(),
+        },
+    }
+}
+
+/// True while an ordered walk over a scope has not left it.
+fn in_range(scope: &Scope, key: &Key) -> bool {
+    key.is(&scope.kind.group, &scope.kind.resource)
+        && scope.namespace.as_ref().is_none_or(|namespace| *namespace == key.namespace)
+}
+
+#[cfg(test)]
+mod tests;

@@ -4,3 +4,4 @@
 
 pub mod object;
 pub mod store;
+pub mod trust;

@@ -166,25 +166,23 @@ impl Authority {
         self.credentials(&params, key)
     }
 
-    /// Issues a node's client certificate. Of the request only the public key is taken, after its signature
-    /// has shown that the requester has the private one; the subject is `system:node:<name>` in the group
-    /// `system:nodes` whatever the request says.
+    /// Issues a node's client certificate for the key of its request; the subject is `system:node:<name>` in
+    /// the group `system:nodes` whatever the request says.
     ///
     /// # Errors
-    /// The request is too long, malformed, forged or of another kind of key; the authority has expired.
+    /// The authority has expired, no random bytes, or the certificate could not be made.
     pub fn issue_node(
         &self,
         node: &NodeName,
-        request_der: &[u8],
+        request: &NodeRequest,
         when: IssueTime,
         life: Duration,
     ) -> Result<CertificateDer<'static>, AuthorityError> {
-        let key = requested_key(request_der)?;
         let mut params = self.leaf_params(when, life)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.distinguished_name.push(DnType::OrganizationName, NODES_GROUP);
         params.distinguished_name.push(DnType::CommonName, format!("{NODE_USER_PREFIX}{node}"));
-        Ok(params.signed_by(&key, &self.issuer)?.into())
+        Ok(params.signed_by(&request.key, &self.issuer)?.into())
     }
 
     /// Issues the administrator's client certificate for the Kubernetes API.
@@ -235,6 +233,41 @@ impl Authority {
 impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Authority({}, {})", self.uid, self.facts.key)
+    }
+}
+
+/// What is taken from a node's certificate request (PKCS #10): its public key and nothing else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeRequest {
+    key: SubjectPublicKeyInfo,
+}
+
+impl NodeRequest {
+    /// Reads a request in DER, and verifies by its signature that the requester has the private key.
+    ///
+    /// # Errors
+    /// Longer than [`REQUEST_MAX`], malformed, forged, or of a key that is not ECDSA on P-256.
+    pub fn read(der: &[u8]) -> Result<NodeRequest, AuthorityError> {
+        if der.len() > REQUEST_MAX {
+            return Err(AuthorityError::RequestTooLong(der.len()));
+        }
+        let (rest, request) =
+            X509CertificationRequest::from_der(der).map_err(|_| AuthorityError::RequestMalformed)?;
+        if !rest.is_empty() {
+            return Err(AuthorityError::RequestMalformed);
+        }
+        let key = SubjectPublicKeyInfo::from_der(request.certification_request_info.subject_pki.raw)
+            .map_err(|_| AuthorityError::RequestKey)?;
+        if key.algorithm() != &rcgen::PKCS_ECDSA_P256_SHA256 {
+            return Err(AuthorityError::RequestKey);
+        }
+        request.verify_signature().map_err(|_| AuthorityError::RequestForged)?;
+        Ok(NodeRequest { key })
+    }
+
+    /// Fingerprint of the public key: what the redeemed join code is bound to.
+    pub fn key_fingerprint(&self) -> Fingerprint {
+        Fingerprint::of_spki(&self.key.subject_public_key_info())
     }
 }
 
@@ -291,25 +324,6 @@ impl fmt::Debug for Credentials {
 /// A new key of the one kind that is used everywhere: ECDSA on P-256.
 pub(super) fn new_key() -> Result<KeyPair, rcgen::Error> {
     KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
-}
-
-/// The public key of a certificate request, after the request proved to have the private one.
-fn requested_key(request_der: &[u8]) -> Result<SubjectPublicKeyInfo, AuthorityError> {
-    if request_der.len() > REQUEST_MAX {
-        return Err(AuthorityError::RequestTooLong(request_der.len()));
-    }
-    let (rest, request) =
-        X509CertificationRequest::from_der(request_der).map_err(|_| AuthorityError::RequestMalformed)?;
-    if !rest.is_empty() {
-        return Err(AuthorityError::RequestMalformed);
-    }
-    let key = SubjectPublicKeyInfo::from_der(request.certification_request_info.subject_pki.raw)
-        .map_err(|_| AuthorityError::RequestKey)?;
-    if key.algorithm() != &rcgen::PKCS_ECDSA_P256_SHA256 {
-        return Err(AuthorityError::RequestKey);
-    }
-    request.verify_signature().map_err(|_| AuthorityError::RequestForged)?;
-    Ok(key)
 }
 
 /// What every certificate has: a random serial, a life, and an empty subject to write into.

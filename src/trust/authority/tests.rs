@@ -21,6 +21,10 @@ fn request(params: CertificateParams, key: &KeyPair) -> Vec<u8> {
     params.serialize_request(key).unwrap().der().to_vec()
 }
 
+fn read(request: &[u8]) -> NodeRequest {
+    NodeRequest::read(request).unwrap()
+}
+
 #[test]
 fn an_authority_survives_its_pem() {
     let made = authority();
@@ -54,7 +58,7 @@ fn the_cloud_writes_the_subject_whatever_the_request_says() {
     forged.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     forged.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     forged.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    let issued = authority.issue_node(&node(), &request(forged, &key), at(0), LIFE).unwrap();
+    let issued = authority.issue_node(&node(), &read(&request(forged, &key)), at(0), LIFE).unwrap();
     let facts = Facts::read(&issued).unwrap();
     assert_eq!(facts.common_name.as_deref(), Some("system:node:pi-1"));
     assert_eq!(facts.organizations, ["system:nodes"]);
@@ -74,20 +78,22 @@ fn the_cloud_writes_the_subject_whatever_the_request_says() {
 fn the_longest_node_name_fits_a_certificate() {
     let name: NodeName = "a".repeat(253).parse().unwrap();
     let request = request(CertificateParams::default(), &new_key().unwrap());
-    let issued = authority().issue_node(&name, &request, at(0), LIFE).unwrap();
+    let issued = authority().issue_node(&name, &read(&request), at(0), LIFE).unwrap();
     assert_eq!(peer_node(&[issued]).unwrap().node, name);
 }
 
 #[test]
 fn a_request_must_be_small_whole_signed_by_its_key_and_p256() {
-    let authority = authority();
-    let issue = |request: &[u8]| authority.issue_node(&node(), request, at(0), LIFE).map(|_| ());
     let key = new_key().unwrap();
     let good = request(CertificateParams::default(), &key);
-    assert!(issue(&good).is_ok());
-    assert!(matches!(issue(&[0; REQUEST_MAX + 1]), Err(AuthorityError::RequestTooLong(4097))));
-    assert!(matches!(issue(&good[..good.len() - 1]), Err(AuthorityError::RequestMalformed)));
-    assert!(matches!(issue(&[good.as_slice(), &[0]].concat()), Err(AuthorityError::RequestMalformed)));
+    let fingerprint = Fingerprint::of_spki(&key.subject_public_key_info());
+    assert_eq!(read(&good).key_fingerprint(), fingerprint);
+    assert!(matches!(NodeRequest::read(&[0; REQUEST_MAX + 1]), Err(AuthorityError::RequestTooLong(4097))));
+    assert!(matches!(NodeRequest::read(&good[..good.len() - 1]), Err(AuthorityError::RequestMalformed)));
+    assert!(matches!(
+        NodeRequest::read(&[good.as_slice(), &[0]].concat()),
+        Err(AuthorityError::RequestMalformed)
+    ));
 
     // Somebody else's public key under this signature.
     let other = new_key().unwrap();
@@ -95,11 +101,11 @@ fn a_request_must_be_small_whole_signed_by_its_key_and_p256() {
     let (from, to) = (key.der_bytes(), other.der_bytes());
     let place = good.windows(from.len()).position(|window| window == from).unwrap();
     stolen[place..place + to.len()].copy_from_slice(to);
-    assert!(matches!(issue(&stolen), Err(AuthorityError::RequestForged)));
+    assert!(matches!(NodeRequest::read(&stolen), Err(AuthorityError::RequestForged)));
 
     for kind in [&rcgen::PKCS_ED25519, &rcgen::PKCS_ECDSA_P384_SHA384] {
         let request = request(CertificateParams::default(), &KeyPair::generate_for(kind).unwrap());
-        assert!(matches!(issue(&request), Err(AuthorityError::RequestKey)));
+        assert!(matches!(NodeRequest::read(&request), Err(AuthorityError::RequestKey)));
     }
 }
 
@@ -145,13 +151,13 @@ proptest! {
         let mut request = request(CertificateParams::default(), &key);
         let byte = at_byte.index(request.len());
         request[byte] ^= with;
-        if let Ok(taken) = requested_key(&request) {
-            prop_assert_eq!(taken.der_bytes(), key.der_bytes());
+        if let Ok(taken) = NodeRequest::read(&request) {
+            prop_assert_eq!(taken.key.der_bytes(), key.der_bytes());
         }
     }
 
     #[test]
     fn garbage_requests_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
-        prop_assert!(requested_key(&bytes).is_err());
+        prop_assert!(NodeRequest::read(&bytes).is_err());
     }
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::trust::authority::Authority;
+use crate::trust::authority::{Authority, NodeRequest};
 use crate::trust::clock::{BUILD_TIME, IssueTime};
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ fn membership(authority: &Authority) -> Membership {
 }
 
 fn issue(authority: &Authority, identity: &mut Identity) -> CertificateDer<'static> {
-    let request = identity.request().unwrap();
+    let request = NodeRequest::read(&identity.request().unwrap()).unwrap();
     let node = identity.membership().node.clone();
     authority.issue_node(&node, &request, now(), Duration::from_secs(300)).unwrap()
 }
@@ -160,7 +160,7 @@ fn certificates_of_others_are_not_installed() {
     let mut other = Identity::join(&elsewhere.0, membership(&authority), false).unwrap();
     let others = issue(&authority, &mut other);
     assert!(matches!(identity.install(others.clone()), Err(IdentityError::NothingNext("install"))));
-    let request = identity.request().unwrap();
+    let request = NodeRequest::read(&identity.request().unwrap()).unwrap();
     assert!(matches!(identity.install(others), Err(IdentityError::OtherKey)));
     let renamed =
         authority.issue_node(&"x".parse().unwrap(), &request, now(), Duration::from_secs(9)).unwrap();

@@ -1,7 +1,7 @@
 //! Whole handshakes in memory, under clocks that show what the test wants.
 
 use super::*;
-use crate::trust::authority::Authority;
+use crate::trust::authority::{Authority, NodeRequest};
 use crate::trust::certificate::{Standing, peer_node, peer_user};
 use crate::trust::clock::{BUILD_TIME, IssueTime};
 use crate::trust::identity::{Identity, Membership};
@@ -65,7 +65,7 @@ impl Cluster {
             pins: vec![self.authority.fingerprint()],
         };
         let mut identity = Identity::join(&directory, membership, false).unwrap();
-        let request = identity.request().unwrap();
+        let request = NodeRequest::read(&identity.request().unwrap()).unwrap();
         let node = identity.membership().node.clone();
         identity.install(self.authority.issue_node(&node, &request, at(0), LIFE).unwrap()).unwrap();
         identity.promote().unwrap();

@@ -2,6 +2,7 @@
 //!
 //! The modules in reading order; `ARCHITECTURE.md` has the picture.
 
+pub mod cri;
 pub mod object;
 pub mod store;
 pub mod trust;

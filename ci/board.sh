@@ -8,6 +8,7 @@
 #   BOARD_IP        the board's address there, where its host ports answer
 #   BOARD_SOCKET    containerd's socket
 #   BOARD_DIR       data of the board, on disk
+#   BOARD_DIR/cloud and BOARD_DIR/edge are the data directories of roles that belong to it
 # board_run COMMAND… runs in the board's network namespace.
 # board_down NAME ends and removes everything of it, also of a board that an earlier script left.
 
@@ -94,12 +95,13 @@ END
         die "cannot import $HOLM_TEST_IMAGE; see $BOARD_DIR/import.log"
 }
 
+# Descriptor 9 is the caller's lock, if it has one: what outlives the caller must not hold it.
 # Starts the board's containerd and waits until it answers. A session of its own keeps Ctrl-C from it.
 board_containerd() {
     # shellcheck disable=SC2016 # the inner shell expands them
     PATH="$HOLM_TEST_BIN:$PATH" board_run setsid --fork sh -c 'echo $$ >"$1"; exec containerd --config "$2"' \
         sh "$BOARD_RUN/containerd.pid" "$BOARD_RUN/containerd.toml" \
-        >>"$BOARD_DIR/containerd.log" 2>&1 </dev/null
+        >>"$BOARD_DIR/containerd.log" 2>&1 </dev/null 9>&-
     local try
     for try in $(seq 100); do
         "$HOLM_TEST_BIN/ctr" -a "$BOARD_SOCKET" --connect-timeout 1s version >/dev/null 2>&1 && return
@@ -121,7 +123,8 @@ board_processes() {
     for file in /proc/[0-9]*/cmdline; do
         pid=${file#/proc/} pid=${pid%/cmdline}
         # A process may end while we look.
-        if { tr '\0' '\n' <"$file"; } 2>/dev/null | grep -qxF -e "$BOARD_RUN/containerd.toml" -e "$BOARD_SOCKET"; then
+        if { tr '\0' '\n' <"$file"; } 2>/dev/null | grep -qxF \
+            -e "$BOARD_RUN/containerd.toml" -e "$BOARD_SOCKET" -e "$BOARD_DIR/cloud" -e "$BOARD_DIR/edge"; then
             board_tree "$pid"
         fi
     done | sort -u

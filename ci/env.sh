@@ -3,3 +3,4 @@
 export HOLM_TEST_BIN=$HOLM_CACHE/host/bin
 export HOLM_TEST_CNI=$HOLM_CACHE/host/cni
 export HOLM_TEST_IMAGE=$HOLM_CACHE/host/hello.tar
+export PATH=$HOLM_TEST_BIN:$PATH

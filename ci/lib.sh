@@ -55,6 +55,7 @@ debian_release() {
 debian_mirror() {
     local uri=${HOLM_DEBIAN_MIRROR:-}
     if [ -z "$uri" ]; then
+        # shellcheck disable=SC2016 # apt-get expands it
         uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' |
             grep -E '/debian/?$' | head -n 1) || true
     fi

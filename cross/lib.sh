@@ -61,7 +61,7 @@ cross_std_source() {
         apt_of "$suite" --print-uris download rust-src 2>/dev/null | grep -qF "rust-src_$version" || continue
         unpacked "$suite" rust-src
         mkdir -p "${link%/*}"
-        ln -sfn "$(echo "$HOLM_CACHE/debs/$suite"/usr/src/rustc-"$version"*)" "$link"
+        ln -sfn "$(printf '%s\n' "$HOLM_CACHE/debs/$suite/usr/src/rustc-$version"*)" "$link"
         [ -e "$link/library/std/Cargo.toml" ] || die "Debian's rust-src has no library/std at $link"
         return
     done

@@ -2,7 +2,8 @@
 //!
 //! Reading order: [`names`] (validated words), [`clock`] (what time may be believed), [`certificate`]
 //! (what a certificate says), [`authority`] (who writes certificates), [`code`] (the string that a person
-//! carries to a board) and [`record`] (what the cloud remembers of it), [`identity`] (what a board keeps),
+//! carries to a board), [`record`] (what the cloud remembers of it) and [`publish`] (what it tells of itself to
+//! those who make codes), [`identity`] (what a board keeps),
 //! [`tls`] (how the two ends verify each other).
 //!
 //! Everything here is synchronous and takes the time as an argument; nothing reads the system clock.
@@ -13,6 +14,7 @@ pub mod clock;
 pub mod code;
 pub mod identity;
 pub mod names;
+pub mod publish;
 pub mod record;
 pub mod tls;
 

@@ -172,8 +172,9 @@ impl Identity {
 
     /// Makes the board a member of a cluster, before its key and certificate exist.
     ///
-    /// Joining the same cluster again keeps the keys and takes the new endpoints, pins and name. Joining
-    /// another one is refused unless `adopt_cluster`, which drops the keys of the old one.
+    /// Joining the same cluster again under the same name keeps the keys and takes the new endpoints and pins;
+    /// under another name it begins anew. Joining another cluster is refused unless `adopt_cluster`, which
+    /// drops the keys of the old one.
     ///
     /// # Errors
     /// The board belongs to another cluster, or the directory cannot be read or written.
@@ -399,8 +400,11 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, IdentityError> {
         Err(error) => return Err(failed("open", path)(error)),
     };
     let metadata = file.metadata().map_err(failed("read", path))?;
-    if metadata.permissions().mode() & 0o077 != 0 {
-        file.set_permissions(Permissions::from_mode(0o600)).map_err(failed("protect", path))?;
+    if metadata.permissions().mode() & 0o077 != 0
+        && let Err(error) = file.set_permissions(Permissions::from_mode(0o600))
+    {
+        // A board with a read-only disk still has to connect.
+        log::warn!("{} can be read by others and cannot be closed to them: {error}", path.display());
     }
     let mut bytes = Vec::new();
     file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(failed("read", path))?;

@@ -1,0 +1,3 @@
+//! What a person types: each command is a function here, and `main` only chooses one.
+
+pub mod token;

@@ -2,7 +2,12 @@
 //!
 //! The modules in reading order; `ARCHITECTURE.md` has the picture.
 
+pub mod cli;
 pub mod cri;
+pub mod link;
+pub mod logger;
+pub mod notify;
 pub mod object;
 pub mod store;
+pub mod task;
 pub mod trust;

@@ -1,0 +1,600 @@
+//! The frame schema: every message between a cloud and an edge, in one place.
+//!
+//! A websocket binary message is one [`Frame`] in CBOR. Maps have integer
+//! keys: an end skips what it does not know, and a body it does not know is
+//! `None`, which it answers with [`Body::Unsupported`]. Numbers are never
+//! reused. Objects travel as bytes in the form of [`crate::object::codec`], so
+//! that their own limits are checked apart from the frame's.
+
+use minicbor::{Decode, Encode};
+
+use crate::object::{Key, KeyError, Uid};
+
+/// The oldest protocol version this program speaks.
+pub const VERSION_MIN: u32 = 1;
+/// The newest protocol version this program speaks.
+pub const VERSION_MAX: u32 = 1;
+
+/// The version of the digest's algorithm ([`crate::object::content_hash`]).
+pub const DIGEST_ALGORITHM: u32 = 1;
+
+/// The longest frame, in bytes; longer ones are refused before they are read.
+pub const MAX_FRAME: usize = 4 * 1024 * 1024;
+
+/// Holdings in one [`Body::Inventory`] at most.
+pub const INVENTORY_PART: usize = 256;
+/// Holdings in a whole inventory at most; a board with more is not one of ours.
+pub const INVENTORY_MAX: usize = 65_536;
+
+/// Why bytes are not a frame.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// Longer than [`MAX_FRAME`].
+    #[error("a frame of {0} bytes is over the limit of {MAX_FRAME}")]
+    TooLong(usize),
+    /// Bytes behind the frame.
+    #[error("{0} bytes follow the frame")]
+    Trailing(usize),
+    /// Truncated, malformed, or not the schema.
+    #[error("not a frame: {0}")]
+    Malformed(String),
+    /// A key in it cannot be one.
+    #[error("a frame names an impossible object: {0}")]
+    Key(#[from] KeyError),
+}
+
+/// One message.
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Frame {
+    /// Number of this frame on this connection, from 1, if it is to be
+    /// acknowledged; 0 otherwise.
+    #[n(0)]
+    #[cbor(default)]
+    pub seq: u64,
+    /// All frames up to this number were received and done.
+    #[n(1)]
+    #[cbor(default)]
+    pub ack: u64,
+    /// What it says; `None` if it says nothing, or something unknown here.
+    #[n(2)]
+    pub body: Option<Body>,
+    /// True if there is a body: tells "nothing" from "unknown".
+    #[n(3)]
+    #[cbor(default)]
+    pub has_body: bool,
+}
+
+/// What a frame can say.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub enum Body {
+    /// Edge: the first frame of a connection.
+    #[n(0)]
+    Hello(#[n(0)] Hello),
+    /// Cloud: the answer to `Hello`.
+    #[n(1)]
+    Welcome(#[n(0)] Welcome),
+    /// Cloud: the answer that ends a connection.
+    #[n(2)]
+    Refused(#[n(0)] Refused),
+    /// Edge: what it holds, in parts.
+    #[n(3)]
+    Inventory(#[n(0)] Inventory),
+    /// Cloud: hold this object.
+    #[n(4)]
+    Put(#[n(0)] Put),
+    /// Cloud: hold this object no longer.
+    #[n(5)]
+    Drop(#[n(0)] Gone),
+    /// Cloud: the difference has been sent; what the edge holds after this
+    /// frame is the whole set.
+    #[n(6)]
+    Synced,
+    /// Edge: the observed status of an object; the newest counts.
+    #[n(7)]
+    Status(#[n(0)] Status),
+    /// Edge: an object that was to be deleted has been torn down.
+    #[n(8)]
+    Gone(#[n(0)] Gone),
+    /// Edge: the Node object to register or refresh.
+    #[n(9)]
+    Register(#[n(0)] Register),
+    /// Edge: a Kubernetes Event.
+    #[n(10)]
+    Event(#[n(0)] Happening),
+    /// Either: are you there? Answered with a frame without a body.
+    #[n(11)]
+    Ping,
+    /// Either: the body of the frame with this number is unknown here.
+    #[n(12)]
+    Unsupported(#[n(0)] u64),
+    /// Board without an identity: asks for one.
+    #[n(13)]
+    Join(#[n(0)] Join),
+    /// Cloud: the identity.
+    #[n(14)]
+    Joined(#[n(0)] Joined),
+}
+
+/// [`Body::Hello`].
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Hello {
+    /// Oldest protocol version the edge speaks.
+    #[n(0)]
+    pub version_min: u32,
+    /// Newest protocol version the edge speaks.
+    #[n(1)]
+    pub version_max: u32,
+    /// Grows with every start of the agent: a session with a newer epoch
+    /// replaces the older one of the same node.
+    #[n(2)]
+    pub epoch: u64,
+    /// Generation of the edge's store (`Store::generation`).
+    #[n(3)]
+    pub generation: u64,
+    /// The cluster that the edge's objects came from; empty if it has none.
+    #[n(4)]
+    #[cbor(default)]
+    pub cluster: String,
+    /// [`DIGEST_ALGORITHM`] of `digest`.
+    #[n(5)]
+    pub digest_algorithm: u32,
+    /// Digest over the cloud's objects that the edge holds.
+    #[n(6)]
+    #[cbor(with = "minicbor::bytes")]
+    pub digest: [u8; 32],
+    /// What the edge can do beyond the version's minimum.
+    #[n(7)]
+    #[cbor(default)]
+    pub features: Vec<String>,
+    /// The edge's release.
+    #[n(8)]
+    #[cbor(default)]
+    pub software: String,
+}
+
+/// [`Body::Welcome`].
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Welcome {
+    /// The protocol version of this connection.
+    #[n(0)]
+    pub version: u32,
+    /// The cluster's UID.
+    #[n(1)]
+    pub cluster: String,
+    /// The cloud's time, in milliseconds since 1970 UTC.
+    #[n(2)]
+    pub time_ms: u64,
+    /// True once every list behind the node's set has been read whole: only
+    /// then are drops sent, for absence is not an order.
+    #[n(3)]
+    pub complete: bool,
+    /// True if the digests differ and the edge is to send its inventory.
+    #[n(4)]
+    pub inventory: bool,
+    /// Frames that may be under way unacknowledged, each way.
+    #[n(5)]
+    pub window: u32,
+    /// Seconds of silence after which the edge sends a [`Body::Ping`].
+    #[n(6)]
+    pub keep_alive_secs: u32,
+    /// Where the cloud can be reached (`host:port`), to remember.
+    #[n(7)]
+    #[cbor(default)]
+    pub endpoints: Vec<String>,
+    /// What the cloud can do beyond the version's minimum.
+    #[n(8)]
+    #[cbor(default)]
+    pub features: Vec<String>,
+    /// The cloud's release.
+    #[n(9)]
+    #[cbor(default)]
+    pub software: String,
+}
+
+/// [`Body::Refused`].
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Refused {
+    /// A line for a person.
+    #[n(0)]
+    pub reason: String,
+    /// True if asking again in the same way cannot help.
+    #[n(1)]
+    pub permanent: bool,
+}
+
+/// The key of an object on the wire.
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+pub struct WireKey {
+    /// API group.
+    #[n(0)]
+    pub group: String,
+    /// Plural resource.
+    #[n(1)]
+    pub resource: String,
+    /// Namespace or empty.
+    #[n(2)]
+    pub namespace: String,
+    /// Name.
+    #[n(3)]
+    pub name: String,
+}
+
+impl From<&Key> for WireKey {
+    fn from(key: &Key) -> WireKey {
+        WireKey {
+            group: key.group.clone(),
+            resource: key.resource.clone(),
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
+        }
+    }
+}
+
+impl TryFrom<&WireKey> for Key {
+    type Error = KeyError;
+
+    fn try_from(key: &WireKey) -> Result<Key, KeyError> {
+        Key::new(&key.group, &key.resource, &key.namespace, &key.name)
+    }
+}
+
+/// One object that an edge holds.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Holding {
+    /// Which object.
+    #[n(0)]
+    pub key: WireKey,
+    /// Its uid.
+    #[n(1)]
+    pub uid: String,
+    /// [`crate::object::content_hash`] of it.
+    #[n(2)]
+    #[cbor(with = "minicbor::bytes")]
+    pub hash: [u8; 32],
+}
+
+/// [`Body::Inventory`].
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Inventory {
+    /// At most [`INVENTORY_PART`] holdings.
+    #[n(0)]
+    pub holdings: Vec<Holding>,
+    /// True on the last part.
+    #[n(1)]
+    pub last: bool,
+}
+
+/// How the bytes of an object are to be read.
+pub const ENCODING_PLAIN: u32 = 0;
+
+/// [`Body::Put`].
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Put {
+    /// Which object.
+    #[n(0)]
+    pub key: WireKey,
+    /// [`ENCODING_PLAIN`]: `object` is the object in CBOR.
+    #[n(1)]
+    #[cbor(default)]
+    pub encoding: u32,
+    /// The object.
+    #[n(2)]
+    #[cbor(with = "minicbor::bytes")]
+    pub object: Vec<u8>,
+}
+
+/// [`Body::Drop`] and [`Body::Gone`]: one object, by name and identity.
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Gone {
+    /// Which object.
+    #[n(0)]
+    pub key: WireKey,
+    /// Which of all that had this name.
+    #[n(1)]
+    pub uid: String,
+}
+
+/// [`Body::Status`].
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Status {
+    /// Whose status.
+    #[n(0)]
+    pub key: WireKey,
+    /// Which of all that had this name; empty for the node itself.
+    #[n(1)]
+    pub uid: String,
+    /// The `status` field in CBOR.
+    #[n(2)]
+    #[cbor(with = "minicbor::bytes")]
+    pub status: Vec<u8>,
+}
+
+/// [`Body::Register`].
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Register {
+    /// The Node object in CBOR, as the edge would have it.
+    #[n(0)]
+    #[cbor(with = "minicbor::bytes")]
+    pub node: Vec<u8>,
+}
+
+/// Tells one upward item from every other that a node ever sent: the node is
+/// the connection's, so the id is whole with these two. It goes to the target
+/// too, so that delivery at least once can be recognised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub struct ItemId {
+    /// Generation of the outbox the item waits in.
+    #[n(0)]
+    pub generation: u64,
+    /// Its number there, from 1.
+    #[n(1)]
+    pub sequence: u64,
+}
+
+/// [`Body::Event`].
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Happening {
+    /// The item's identity: sent again after a cut under the same one.
+    #[n(0)]
+    pub id: ItemId,
+    /// The Event object in CBOR; its name is the cloud's to give.
+    #[n(1)]
+    #[cbor(with = "minicbor::bytes")]
+    pub event: Vec<u8>,
+}
+
+/// [`Body::Join`].
+#[derive(Clone, Default, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Join {
+    /// Which join secret.
+    #[n(0)]
+    pub secret_id: String,
+    /// The secret of the join code.
+    #[n(1)]
+    #[cbor(with = "minicbor::bytes")]
+    pub secret: [u8; 32],
+    /// The name the board wants.
+    #[n(2)]
+    pub node: String,
+    /// A PKCS#10 certificate request in DER (RFC 2986): only its key counts.
+    #[n(3)]
+    #[cbor(with = "minicbor::bytes")]
+    pub request: Vec<u8>,
+}
+
+/// Without the secret.
+impl std::fmt::Debug for Join {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Join").field("secret_id", &self.secret_id).field("node", &self.node).finish()
+    }
+}
+
+/// [`Body::Joined`].
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Joined {
+    /// The node's certificate in DER.
+    #[n(0)]
+    #[cbor(with = "minicbor::bytes")]
+    pub certificate: Vec<u8>,
+    /// Where the cloud can be reached (`host:port`), to remember.
+    #[n(1)]
+    #[cbor(default)]
+    pub endpoints: Vec<String>,
+}
+
+impl Frame {
+    /// A frame that says something and is not numbered.
+    pub fn plain(body: Body) -> Frame {
+        Frame { body: Some(body), has_body: true, ..Frame::default() }
+    }
+
+    /// The frame as bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        // Writing to a Vec cannot fail (its error type is Infallible).
+        minicbor::to_vec(self).unwrap_or_default()
+    }
+
+    /// The frame in exactly these bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Frame, FrameError> {
+        if bytes.len() > MAX_FRAME {
+            return Err(FrameError::TooLong(bytes.len()));
+        }
+        let mut decoder = minicbor::Decoder::new(bytes);
+        let frame = decoder.decode().map_err(|error| FrameError::Malformed(error.to_string()))?;
+        match bytes.len() - decoder.position() {
+            0 => Ok(frame),
+            rest => Err(FrameError::Trailing(rest)),
+        }
+    }
+}
+
+/// The wire form of an object's identity.
+pub fn gone(key: &Key, uid: &Uid) -> Gone {
+    Gone { key: key.into(), uid: uid.0.clone() }
+}
+
+/// The version both ends speak, if there is one: the newest.
+pub fn negotiate(hello: &Hello) -> Option<u32> {
+    let newest = hello.version_max.min(VERSION_MAX);
+    (newest >= hello.version_min.max(VERSION_MIN)).then_some(newest)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// One frame of each kind. Their bytes are golden: a later release must
+    /// read them for ever.
+    pub(crate) fn samples() -> Vec<(&'static str, Frame)> {
+        let key = WireKey {
+            group: "".into(),
+            resource: "pods".into(),
+            namespace: "default".into(),
+            name: "hello".into(),
+        };
+        let gone = Gone { key: key.clone(), uid: "u1".into() };
+        let numbered = |body| Frame { seq: 7, ack: 3, body: Some(body), has_body: true };
+        vec![
+            ("ack", Frame { ack: 9, ..Frame::default() }),
+            (
+                "hello",
+                Frame::plain(Body::Hello(Hello {
+                    version_min: 1,
+                    version_max: 2,
+                    epoch: 5,
+                    generation: 0xfedc_ba98_7654_3210,
+                    cluster: "c".into(),
+                    digest_algorithm: 1,
+                    digest: [7; 32],
+                    features: vec!["x".into()],
+                    software: "0.1.0".into(),
+                })),
+            ),
+            (
+                "welcome",
+                Frame::plain(Body::Welcome(Welcome {
+                    version: 1,
+                    cluster: "c".into(),
+                    time_ms: 1_800_000_000_000,
+                    complete: true,
+                    inventory: true,
+                    window: 64,
+                    keep_alive_secs: 15,
+                    endpoints: vec!["a:1".into()],
+                    features: vec![],
+                    software: "0.1.0".into(),
+                })),
+            ),
+            ("refused", Frame::plain(Body::Refused(Refused { reason: "no".into(), permanent: true }))),
+            (
+                "inventory",
+                Frame::plain(Body::Inventory(Inventory {
+                    holdings: vec![Holding { key: key.clone(), uid: "u1".into(), hash: [1; 32] }],
+                    last: true,
+                })),
+            ),
+            (
+                "put",
+                numbered(Body::Put(Put { key: key.clone(), encoding: ENCODING_PLAIN, object: vec![0xa0] })),
+            ),
+            ("drop", numbered(Body::Drop(gone.clone()))),
+            ("synced", numbered(Body::Synced)),
+            ("status", numbered(Body::Status(Status { key, uid: "u1".into(), status: vec![0xa0] }))),
+            ("gone", numbered(Body::Gone(gone))),
+            ("register", numbered(Body::Register(Register { node: vec![0xa0] }))),
+            (
+                "event",
+                numbered(Body::Event(Happening {
+                    id: ItemId { generation: 1, sequence: 2 },
+                    event: vec![0xa0],
+                })),
+            ),
+            ("ping", Frame::plain(Body::Ping)),
+            ("unsupported", Frame::plain(Body::Unsupported(7))),
+            (
+                "join",
+                Frame::plain(Body::Join(Join {
+                    secret_id: "id".into(),
+                    secret: [2; 32],
+                    node: "n".into(),
+                    request: vec![1, 2],
+                })),
+            ),
+            (
+                "joined",
+                Frame::plain(Body::Joined(Joined { certificate: vec![3], endpoints: vec!["a:1".into()] })),
+            ),
+        ]
+    }
+
+    #[test]
+    fn every_frame_ever_written_is_still_read() {
+        let golden = include_str!("golden.txt");
+        let mut seen = 0;
+        for line in golden.lines().filter(|line| !line.starts_with('#')) {
+            let (name, hex) = line.split_once(' ').unwrap();
+            let bytes = data_encoding::HEXLOWER.decode(hex.as_bytes()).unwrap();
+            let (_, frame) = samples().into_iter().find(|(sample, _)| *sample == name).unwrap();
+            assert_eq!(Frame::decode(&bytes).unwrap(), frame, "{name}");
+            seen += 1;
+        }
+        assert_eq!(
+            seen,
+            samples().len(),
+            "a frame without golden bytes: add what follows to golden.txt\n{}",
+            {
+                let lines: Vec<String> = samples()
+                    .iter()
+                    .map(|(name, frame)| {
+                        format!("{name} {}", data_encoding::HEXLOWER.encode(&frame.encode()))
+                    })
+                    .collect();
+                lines.join("\n")
+            }
+        );
+    }
+
+    #[test]
+    fn what_is_unknown_is_skipped_and_recognised_as_unknown() {
+        // {0: 4, 2: [99, ["future"]], 3: true, 200: "later field"}
+        let mut encoder = minicbor::Encoder::new(Vec::new());
+        encoder.map(4).unwrap().u8(0).unwrap().u64(4).unwrap();
+        encoder.u8(2).unwrap().array(2).unwrap().u32(99).unwrap().array(1).unwrap().str("future").unwrap();
+        encoder.u8(3).unwrap().bool(true).unwrap().u8(200).unwrap().str("later field").unwrap();
+        let frame = Frame::decode(&encoder.into_writer()).unwrap();
+        assert_eq!(frame, Frame { seq: 4, ack: 0, body: None, has_body: true });
+    }
+
+    #[test]
+    fn trailing_bytes_are_refused() {
+        let mut bytes = Frame::plain(Body::Ping).encode();
+        bytes.push(0);
+        assert_eq!(Frame::decode(&bytes), Err(FrameError::Trailing(1)));
+    }
+
+    #[test]
+    fn versions_meet_or_do_not() {
+        let hello = |version_min, version_max| Hello { version_min, version_max, ..Hello::default() };
+        assert_eq!(negotiate(&hello(1, 1)), Some(1));
+        assert_eq!(negotiate(&hello(1, 9)), Some(VERSION_MAX));
+        assert_eq!(negotiate(&hello(VERSION_MAX + 1, 9)), None);
+        assert_eq!(negotiate(&hello(0, 0)), None);
+    }
+
+    #[test]
+    fn a_join_secret_is_not_shown() {
+        let join = Join { secret: [0xab; 32], ..Join::default() };
+        assert!(!format!("{join:?}").contains("171"));
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_an_error_or_a_frame_but_never_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Frame::decode(&bytes);
+        }
+
+        #[test]
+        fn a_damaged_frame_never_panics(which in 0usize..16, at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+            let samples = samples();
+            let mut bytes = samples[which % samples.len()].1.encode();
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            let _ = Frame::decode(&bytes);
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! The websocket under a session: frames in and out, with small buffers, and
+//! never a reader that waits for a writer.
+
+use std::io;
+
+use async_channel::{Receiver, Sender, TrySendError};
+use async_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use async_tungstenite::tungstenite::{Error as WsError, Message};
+use async_tungstenite::{WebSocketReceiver, WebSocketSender, WebSocketStream};
+use futures_lite::{AsyncRead, AsyncWrite, StreamExt};
+use smol::{Executor, Task};
+
+use super::frame::{Frame, FrameError, MAX_FRAME};
+
+/// Any byte stream under a websocket.
+pub trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+
+/// A boxed byte stream, so that sessions are compiled once.
+pub type BoxIo = Box<dyn Io>;
+
+/// The path of the link's websocket; the version of the protocol is in the
+/// frames.
+pub const PATH: &str = "/holm/link";
+/// The websocket subprotocol (RFC 6455 section 1.9).
+pub const SUBPROTOCOL: &str = "holm.v1";
+
+/// Why a link broke.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The other end closed the connection.
+    #[error("the other end closed the connection")]
+    Closed,
+    /// What came is no frame.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// A websocket message that is not a frame's.
+    #[error("a websocket message that is not binary")]
+    NotBinary,
+    /// The transport failed.
+    #[error("{0}")]
+    Socket(String),
+}
+
+impl From<WsError> for LinkError {
+    fn from(error: WsError) -> Self {
+        match error {
+            WsError::ConnectionClosed | WsError::AlreadyClosed => LinkError::Closed,
+            WsError::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => LinkError::Closed,
+            WsError::Io(error) => LinkError::Socket(crate::trust::tls::explain(&error)),
+            other => LinkError::Socket(other.to_string()),
+        }
+    }
+}
+
+/// The websocket settings of both ends: the defaults would take 146 KiB a
+/// connection and accept 64 MiB.
+pub fn config() -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(4 * 1024)
+        .write_buffer_size(4 * 1024)
+        .max_write_buffer_size(MAX_FRAME + 64 * 1024)
+        .max_message_size(Some(MAX_FRAME))
+        .max_frame_size(Some(MAX_FRAME))
+}
+
+/// What comes out of a [`Link`].
+#[derive(Debug)]
+pub enum Wire {
+    /// A frame.
+    Frame(Frame),
+    /// The writer has taken a frame: there is room again.
+    Room,
+    /// The end.
+    Closed(LinkError),
+}
+
+/// Frames that wait for the writer at most.
+const WRITER_QUEUE: usize = 4;
+
+/// One websocket as frames.
+pub struct Link {
+    reader: WebSocketReceiver<BoxIo>,
+    frames: Sender<Vec<u8>>,
+    room: Receiver<()>,
+    writer: Task<Result<(), LinkError>>,
+}
+
+impl Link {
+    /// Wraps a websocket whose handshake is done. The writer runs on
+    /// `executor` and ends with the link.
+    pub fn new(socket: WebSocketStream<BoxIo>, executor: &Executor<'static>) -> Link {
+        let (sender, reader) = socket.split();
+        let (frames, queue) = async_channel::bounded(WRITER_QUEUE);
+        let (has_room, room) = async_channel::bounded(1);
+        let writer = executor.spawn(write(sender, queue, has_room));
+        Link { reader, frames, room, writer }
+    }
+
+    /// Wraps a raw stream as if the handshake had been done, for tests.
+    pub async fn raw(io: BoxIo, role: Role, executor: &Executor<'static>) -> Link {
+        Link::new(WebSocketStream::from_raw_socket(io, role, Some(config())).await, executor)
+    }
+
+    /// Gives a frame to the writer; the frame back if it is busy: wait for
+    /// [`Wire::Room`]. After the link has closed, frames go nowhere and
+    /// [`Link::next`] says so.
+    pub fn try_send(&self, frame: Frame) -> Result<(), Frame> {
+        match self.frames.try_send(frame.encode()) {
+            Err(TrySendError::Full(_)) => Err(frame),
+            Ok(()) | Err(TrySendError::Closed(_)) => Ok(()),
+        }
+    }
+
+    /// Waits for what comes next. May be dropped and called again.
+    pub async fn next(&mut self) -> Wire {
+        let reader = &mut self.reader;
+        let read = async {
+            loop {
+                return match reader.next().await {
+                    None => Wire::Closed(LinkError::Closed),
+                    Some(Err(error)) => Wire::Closed(error.into()),
+                    Some(Ok(Message::Binary(bytes))) => match Frame::decode(&bytes) {
+                        Ok(frame) => Wire::Frame(frame),
+                        Err(error) => Wire::Closed(error.into()),
+                    },
+                    Some(Ok(Message::Text(_))) => Wire::Closed(LinkError::NotBinary),
+                    Some(Ok(Message::Close(_))) => Wire::Closed(LinkError::Closed),
+                    Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
+                };
+            }
+        };
+        let room = async {
+            match self.room.recv().await {
+                Ok(()) => Wire::Room,
+                // The writer has failed; the reader will say why, or soon does.
+                Err(_) => futures_lite::future::pending().await,
+            }
+        };
+        futures_lite::future::or(read, room).await
+    }
+
+    /// Sends what waits, then closes the websocket.
+    pub async fn close(self) {
+        let Link { frames, writer, .. } = self;
+        frames.close();
+        // The reason no longer matters to anyone.
+        let _ = writer.await;
+    }
+}
+
+async fn write(
+    mut sender: WebSocketSender<BoxIo>,
+    queue: Receiver<Vec<u8>>,
+    room: Sender<()>,
+) -> Result<(), LinkError> {
+    while let Ok(bytes) = queue.recv().await {
+        sender.send(Message::Binary(bytes.into())).await?;
+        // Full means that the reader has not yet noticed the room before.
+        let _ = room.try_send(());
+    }
+    sender.close(None).await?;
+    Ok(())
+}

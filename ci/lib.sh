@@ -29,9 +29,9 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
-# need PACKAGE COMMAND: installs Debian's PACKAGE unless COMMAND is there already.
+# need PACKAGE COMMAND-OR-FILE: installs Debian's PACKAGE unless what it brings is there already.
 need() {
-    command -v "$2" >/dev/null && return
+    if command -v "$2" >/dev/null || [ -e "$2" ]; then return; fi
     step "installing Debian's $1, which has $2"
     as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get -qq -o Dpkg::Use-Pty=0 install -y --no-install-recommends "$1" >"$HOLM_CACHE/apt.log" 2>&1 ||
@@ -46,18 +46,15 @@ need_rust() {
     need gcc cc
 }
 
-# The Debian release of this machine, or the one it descends from.
-debian_release() {
-    # shellcheck source=/dev/null
-    (. /etc/os-release && printf '%s\n' "${VERSION_CODENAME:?}")
-}
-
 debian_mirror() {
-    local uri=${HOLM_DEBIAN_MIRROR:-}
+    local uri=${HOLM_DEBIAN_MIRROR:-} ID VERSION_CODENAME
+    # shellcheck source=/dev/null
+    . /etc/os-release
     if [ -z "$uri" ]; then
         # shellcheck disable=SC2016 # apt-get expands it
-        uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' |
-            grep -E '/debian/?$' | head -n 1) || true
+        uri=$(apt-get indextargets --format '$(RELEASE) $(REPO_URI)' 'Created-By: Packages' |
+            awk -v debian="$ID" -v release="$VERSION_CODENAME" \
+                '$2 ~ /\/debian\/?$/ || (debian == "debian" && $1 == release) { print $2; exit }') || true
     fi
     [ -n "$uri" ] || die "apt names no Debian mirror: set HOLM_DEBIAN_MIRROR to the URL of one"
     printf '%s\n' "${uri%/}"
@@ -68,6 +65,7 @@ debian_mirror() {
 apt_of() {
     local suite=$1 dir=$HOLM_CACHE/apt/$1 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
     shift
+    need debian-archive-keyring "$keyring"
     mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial" "$dir/state"
     : >"$dir/state/status"
     printf 'deb [signed-by=%s] %s %s main\n' "$keyring" "$(debian_mirror)" "$suite" >"$dir/sources.list"

@@ -283,3 +283,32 @@ fn a_slot_without_a_certificate_cannot_connect() {
     let config = edge_client(cluster.authority.cluster_uid(), &pins, Floor::INITIAL, node.identity.next());
     assert!(matches!(config, Err(TlsError::NoCertificate)));
 }
+
+/// What the holder of an authority's key could sign long after its end.
+#[test]
+fn an_expired_authority_vouches_for_nobody() {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, PublicKeyData};
+    let uid = ClusterUid::random().unwrap();
+    let hub_of_authority_until = |year| {
+        let mut authority = CertificateParams::default();
+        authority.distinguished_name.push(DnType::CommonName, "authority");
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        authority.not_before = rcgen::date_time_ymd(2025, 1, 1);
+        authority.not_after = rcgen::date_time_ymd(year, 1, 1);
+        let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
+        let mut cloud = CertificateParams::new(vec![uid.cloud_name()]).unwrap();
+        cloud.not_before = rcgen::date_time_ymd(2025, 1, 1);
+        cloud.not_after = rcgen::date_time_ymd(2050, 1, 1);
+        let key = KeyPair::generate().unwrap();
+        let cloud = cloud.signed_by(&key, &authority).unwrap();
+        let cloud = Credentials::from_pem(&cloud.pem(), &key.serialize_pem()).unwrap();
+        let pin = Fingerprint::of_spki(&authority.key().subject_public_key_info());
+        (hub_server(&cloud, &[authority.der().clone()]).unwrap(), pin)
+    };
+    let connect = |year| {
+        let (hub, pin) = hub_of_authority_until(year);
+        handshake(under(0, edge_client(&uid, &[pin], Floor::INITIAL, None).unwrap()), hub)
+    };
+    assert!(connect(2040).is_ok());
+    assert!(line(connect(2026).unwrap_err()).contains("expired"));
+}

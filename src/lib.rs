@@ -2,6 +2,7 @@
 //!
 //! The modules in reading order; `ARCHITECTURE.md` has the picture.
 
+pub mod apiserver;
 pub mod cli;
 pub mod cri;
 pub mod link;

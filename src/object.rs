@@ -6,6 +6,7 @@
 
 pub mod codec;
 mod key;
+pub mod selector;
 pub mod pod;
 mod value;
 

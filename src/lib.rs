@@ -4,6 +4,7 @@
 
 pub mod cli;
 pub mod cri;
+pub mod edge;
 pub mod link;
 pub mod logger;
 pub mod notify;

@@ -5,6 +5,7 @@
 pub mod apiserver;
 pub mod cli;
 pub mod cri;
+pub mod edge;
 pub mod link;
 pub mod logger;
 pub mod notify;

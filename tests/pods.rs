@@ -3,34 +3,36 @@
 
 mod host;
 
-use holm::cri::{Code, Runtime, image::Image, pause, v1};
+use holm::cri::{Code, Runtime, pause, v1};
+use holm::edge::pods::ToPods;
+use holm::task::Tasks;
+use host::board::{Board, busybox, log_folder, pod};
 use host::containerd::Containerd;
-use std::sync::Arc;
-use std::time::Duration;
+use serde_json::json;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-/// An image of one static busybox, from the tests' programs or from the machine.
-fn busybox(bin: &std::path::Path) -> Result<Image, String> {
-    let places = [bin.join("busybox"), "/bin/busybox".into()];
-    let program = places.iter().find_map(|p| std::fs::read(p).ok());
-    let program = program.ok_or("a static busybox")?;
-    Ok(Image::of_program(pause::Arch::own().unwrap(), "/bin/busybox", &program))
+/// Runs a test with a containerd of its own in a folder of its own.
+fn on_a_board(test: &str, run: impl AsyncFnOnce(&Tasks, &Path, &mut Containerd)) {
+    let folder = host::scratch(test);
+    let mut containerd = match Containerd::start(&folder) {
+        Ok(containerd) => containerd,
+        Err(why) => return host::skipped(test, &why),
+    };
+    if let Err(why) = busybox(containerd.bin()) {
+        return host::skipped(test, &why);
+    }
+    let tasks = Tasks::default();
+    smol::block_on(tasks.executor().run(run(&tasks, &folder, &mut containerd)));
+    drop(containerd);
+    std::fs::remove_dir_all(&folder).unwrap();
 }
 
 #[test]
 fn the_runtime_answers_every_call() {
-    const TEST: &str = "the_runtime_answers_every_call";
-    let folder = host::scratch("cri-calls");
-    let mut containerd = match Containerd::start(&folder) {
-        Ok(containerd) => containerd,
-        Err(why) => return host::skipped(TEST, &why),
-    };
-    let image = match busybox(containerd.bin()) {
-        Ok(image) => image,
-        Err(why) => return host::skipped(TEST, &why),
-    };
-    let executor = Arc::new(smol::Executor::new());
-    let runtime = Runtime::new(executor.clone(), &containerd.endpoint()).unwrap();
-    smol::block_on(executor.run(async {
+    on_a_board("the_runtime_answers_every_call", async |tasks, folder, containerd| {
+        let runtime = Runtime::new(tasks.executor().clone(), &containerd.endpoint()).unwrap();
+        let image = busybox(containerd.bin()).unwrap();
         let version = host::until("CRI", async || runtime.version().await.ok()).await;
         assert_eq!(version.runtime_name, "containerd");
         let status = runtime.status().await.unwrap();
@@ -111,7 +113,30 @@ fn the_runtime_answers_every_call() {
         assert!(runtime.version().await.unwrap_err().is_away());
         containerd.up();
         host::until("CRI again", async || runtime.version().await.ok()).await;
-    }));
-    drop(containerd);
-    std::fs::remove_dir_all(&folder).unwrap();
+    });
+}
+
+#[test]
+fn a_pod_comes_up_and_goes_without_a_trace() {
+    on_a_board("a_pod_comes_up_and_goes_without_a_trace", async |tasks, folder, containerd| {
+        let mut board = Board::start(tasks, folder, containerd);
+        board.ready(containerd).await;
+        let pod = pod("web", "echo hello from $HOSTNAME; exec sleep 1000", json!({}));
+        let asked = Instant::now();
+        board.desire(&pod).await;
+        let status = board.until_at(&pod, "/phase", json!("Running")).await;
+        println!("running after {:?}: {status:#}", asked.elapsed());
+        assert_eq!(status["containerStatuses"][0]["ready"], true);
+        assert!(status["podIP"].as_str().unwrap().starts_with("10.123.0."));
+        assert_eq!(board.printed(folder, &pod, "c", 0), "hello from web\n");
+
+        let asked = Instant::now();
+        board.pods.send(ToPods::Gone(pod.key.clone(), pod.uid.clone())).await;
+        board.until_removed(&pod).await;
+        println!("gone after {:?}", asked.elapsed());
+        assert!(board.runtime.list_pod_sandbox(Default::default()).await.unwrap().is_empty());
+        assert!(!folder.join("data/pods").join(&pod.uid.0).exists());
+        assert!(!log_folder(folder, &pod).exists());
+        assert!(host::cgroups_below(&host::cgroup_parent()).is_empty());
+    });
 }

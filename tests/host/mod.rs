@@ -1,7 +1,8 @@
 //! What tests against real programs share. A test that lacks a program prints
 //! `SKIPPED: <test>: <what is missing>` and returns.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::panic)]
 
+pub mod board;
 pub mod containerd;
 
 use std::path::PathBuf;
@@ -45,4 +46,14 @@ pub async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> 
         assert!(started.elapsed() < Duration::from_secs(30), "waited 30 s for {what}");
         smol::Timer::after(Duration::from_millis(10)).await;
     }
+}
+
+/// The cgroups directly below a parent, of any controller (version 1) or the one (version 2).
+pub fn cgroups_below(parent: &str) -> Vec<PathBuf> {
+    let parent = parent.trim_start_matches('/');
+    let root = PathBuf::from("/sys/fs/cgroup");
+    let controllers = std::fs::read_dir(&root).into_iter().flatten().flatten().map(|e| e.path());
+    let folders = controllers.chain([root]).map(|c| c.join(parent));
+    let below = folders.flat_map(|f| std::fs::read_dir(f).into_iter().flatten().flatten());
+    below.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
 }

@@ -1,0 +1,3 @@
+//! The edge role: a board that keeps working when its network, power and clock do not.
+
+pub mod pods;

@@ -250,7 +250,9 @@ impl ApiServer {
             ["openapi", "v3", rest @ ..] => {
                 openapi::document(&rest.join("/"), KUBERNETES).ok_or_else(ApiError::no_such_path)?
             }
-            [] => json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/openapi/v3", "/readyz", "/version"]}),
+            [] => {
+                json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/openapi/v3", "/readyz", "/version"]})
+            }
             _ => return Err(ApiError::no_such_path()),
         };
         Ok(answer(200, JSON, &value))

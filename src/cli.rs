@@ -1,3 +1,65 @@
-//! What a person types: each command is a function here, and `main` only chooses one.
+//! What a person types. Each command is a module here; this one chooses.
 
+mod arguments;
+mod config;
+mod exit;
+mod local;
+mod role;
 pub mod token;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use argh::FromArgs;
+
+use arguments::{Command, Holm, TokenCommand};
+use exit::Failure;
+
+/// Runs what the arguments ask for; gives the exit code (see [`exit`]).
+pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            for line in &failure.lines {
+                say(&mut std::io::stderr(), &format!("holm: {line}\n"));
+            }
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn run(arguments: impl Iterator<Item = OsString>) -> Result<(), Failure> {
+    let arguments = config::words(arguments)?;
+    if matches!(&arguments[..], [only] if only == "--version" || only == "-V") {
+        return out(concat!("holm ", env!("CARGO_PKG_VERSION"), "\n"));
+    }
+    let arguments = config::with_file(arguments)?;
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let words = if words.is_empty() { vec!["--help"] } else { words };
+    let holm = match Holm::from_args(&["holm"], &words) {
+        Ok(holm) => holm,
+        Err(early) if early.status.is_ok() => return out(&early.output),
+        Err(early) => return Err(Failure::usage(&early.output, &words)),
+    };
+    match holm.command {
+        Command::Cloud(arguments) => role::cloud(arguments),
+        Command::Edge(arguments) => role::edge(arguments),
+        Command::Token(token) => match token.command {
+            TokenCommand::Create(arguments) => role::token(arguments),
+        },
+        Command::Get(arguments) => local::get(arguments),
+        Command::Status(arguments) => local::status(arguments),
+    }
+}
+
+/// Prints a command's result.
+fn out(text: &str) -> Result<(), Failure> {
+    say(&mut std::io::stdout(), text);
+    Ok(())
+}
+
+fn say(to: &mut impl Write, text: &str) {
+    // A reader that has gone (a pipe to head) has seen enough.
+    let _ = to.write_all(text.as_bytes()).and_then(|()| to.flush());
+}

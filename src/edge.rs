@@ -1,3 +1,185 @@
-//! The edge role: a board that keeps working when its network, power and clock do not.
+//! The edge role: wiring. It opens the store, adopts what runs, and goes on
+//! with what it has; the cloud comes when it comes.
 
+pub mod hub;
+pub mod join;
+pub mod meta;
+pub mod node;
 pub mod pods;
+pub mod report;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_channel::bounded;
+
+use crate::apiserver::{self, ApiServer};
+use crate::cri::{self, Runtime};
+use crate::net::{self, NetError};
+use crate::object::{Key, Object};
+use crate::store::{self, Store, StoreError};
+use crate::task::Tasks;
+use crate::trust::clock::Clock;
+use crate::trust::identity::{self, Identity, IdentityError};
+use crate::trust::names::NodeName;
+use join::JoinError;
+
+/// How the edge is to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where identity and store are kept.
+    pub data_dir: PathBuf,
+    /// The join code, if one was given.
+    pub join: Option<String>,
+    /// The node's name; for a board that has joined, the one it joined with
+    /// counts.
+    pub node_name: NodeName,
+    /// The container runtime's socket.
+    pub runtime_endpoint: String,
+    /// Where the board's own API listens.
+    pub api_listen: SocketAddr,
+}
+
+/// Why the edge cannot run. One line for a person.
+#[derive(Debug, thiserror::Error)]
+pub enum EdgeError {
+    /// The store does not open.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The identity cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The board could not join.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// The container runtime cannot be used at the very first start.
+    #[error(transparent)]
+    Runtime(#[from] cri::Error),
+    /// An address cannot be listened on.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// Neither identity nor code.
+    #[error(
+        "this board belongs to no cloud yet: give it a join code with --join (holm token create prints one on the cloud)"
+    )]
+    Alone,
+}
+
+/// The data directory if none is given.
+pub const DATA_DIR: &str = "/var/lib/holm/edge";
+
+/// Runs the edge until `stop` ends.
+pub async fn run(options: Options, tasks: Tasks, stop: impl Future<Output = ()>) -> Result<(), EdgeError> {
+    let api_listener = net::listen("--api-listen", options.api_listen)?;
+    let api_address = net::local_address(&api_listener, options.api_listen);
+    let store = Store::open(
+        &options.data_dir,
+        store::Options { history: 256, watch_queue: 256, ..Default::default() },
+    )?;
+    let runtime = Runtime::new(tasks.executor().clone(), &options.runtime_endpoint)?;
+    let clock = Clock::new(identity::read_floor(&options.data_dir)?);
+
+    let identity =
+        match Identity::load(&options.data_dir)?.filter(|identity| identity.candidates().next().is_some()) {
+            Some(identity) => {
+                if options.join.is_some() {
+                    log::info!("this board has joined already; the join code is not used");
+                }
+                identity
+            }
+            None => {
+                let code = options.join.as_deref().ok_or(EdgeError::Alone)?;
+                // A person is watching the first start: what will not work later
+                // is said now.
+                runtime.version().await?;
+                join::join(&options.data_dir, code, &options.node_name, &clock, &tasks).await?
+            }
+        };
+    let node_name = identity.membership().node.clone();
+    let cluster = identity.membership().cluster.clone();
+    log::info!("node {node_name} of cluster {cluster}");
+
+    // The picture: orders come down from the hub through meta to the pods;
+    // what they report goes up through the reporter to the hub.
+    let (up, waiting) = report::Up::new(store.generation());
+    let (reports, reported) = bounded(256);
+    let pods = pods::start(
+        &tasks,
+        pod_options(&options.data_dir, &node_name),
+        runtime.clone(),
+        Arc::new(FromStore(store.clone())),
+        reports,
+    );
+    {
+        let (store, up, node_name) = (store.clone(), up.clone(), node_name.clone());
+        tasks.supervise("reporter", move || {
+            report::run(store.clone(), up.clone(), node_name.clone(), reported.clone())
+        });
+    }
+    let meta = meta::Meta::start(&tasks, store.clone(), pods, cluster.clone());
+    {
+        let (runtime, up, store) = (runtime.clone(), up.clone(), store.clone());
+        let (data_dir, name) = (options.data_dir.clone(), node_name.clone());
+        tasks.supervise("node", move || {
+            node::run(runtime.clone(), up.clone(), store.clone(), name.clone(), data_dir.clone())
+        });
+    }
+    {
+        let hub = hub::Hub::new(
+            &tasks,
+            identity,
+            clock,
+            options.data_dir.clone(),
+            store.clone(),
+            meta,
+            up,
+            waiting,
+        );
+        tasks.spawn("hub", hub.run());
+    }
+
+    let cloud = format!("cluster {cluster}");
+    let role = apiserver::Role::Board { cloud };
+    let api = ApiServer::new(store, apiserver::Options { role, version: env!("CARGO_PKG_VERSION").into() });
+    net::serve_socket(&tasks, &options.data_dir, api.clone())?;
+    net::serve_plain(&tasks, api_listener, api)?;
+    log::info!(
+        "the board's own API is at http://{api_address}; look with: holm get pods --data-dir {}",
+        options.data_dir.display()
+    );
+    tasks.spawn("watchdog", crate::notify::watchdog());
+    crate::notify::ready();
+    stop.await;
+    crate::notify::stopping();
+    Ok(())
+}
+
+/// A board with a data directory of its own keeps everything in it; the
+/// default one writes container logs where log shippers look for them.
+fn pod_options(data_dir: &Path, node_name: &NodeName) -> pods::Options {
+    let log_dir = match data_dir == Path::new(DATA_DIR) {
+        true => "/var/log/pods".into(),
+        false => data_dir.join("log/pods"),
+    };
+    pods::Options {
+        data_dir: data_dir.into(),
+        node_name: node_name.to_string(),
+        log_dir,
+        pause_image: None,
+        cgroup_parent: "/holm".into(),
+        runtime_name: "containerd".into(),
+    }
+}
+
+/// ConfigMaps and Secrets for the pods.
+struct FromStore(Store);
+
+impl pods::Lookup for FromStore {
+    fn get(&self, key: &Key) -> Option<Arc<Object>> {
+        self.0.get(key).unwrap_or_else(|error| {
+            log::error!("{key}: {error}");
+            None
+        })
+    }
+}

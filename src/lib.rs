@@ -4,10 +4,12 @@
 
 pub mod apiserver;
 pub mod cli;
+pub mod cloud;
 pub mod cri;
 pub mod edge;
 pub mod link;
 pub mod logger;
+pub mod net;
 pub mod notify;
 pub mod object;
 pub mod store;

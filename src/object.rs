@@ -6,8 +6,8 @@
 
 pub mod codec;
 mod key;
-pub mod selector;
 pub mod pod;
+pub mod selector;
 mod value;
 
 use std::fmt;

@@ -26,7 +26,8 @@ struct Bench {
 impl Bench {
     /// None, after saying why, where there is no kubectl.
     fn start(test: &str, role: Role, user: User) -> Option<Bench> {
-        let Some(kubectl) = std::env::var_os("HOLM_TEST_BIN").map(|bin| PathBuf::from(bin).join("kubectl")) else {
+        let Some(kubectl) = std::env::var_os("HOLM_TEST_BIN").map(|bin| PathBuf::from(bin).join("kubectl"))
+        else {
             println!("SKIPPED: {test}: HOLM_TEST_BIN names no folder with kubectl 1.32");
             return None;
         };
@@ -225,7 +226,8 @@ fn a_pod_is_applied_shown_watched_described_and_deleted() {
 
     let watching = Following::start(&bench, &["get", "pods", "-w"]);
     watching.expect(&["hello", "Pending"]);
-    let condition = Following::start(&bench, &["wait", "--for=condition=Ready", "pod/hello", "--timeout=20s"]);
+    let condition =
+        Following::start(&bench, &["wait", "--for=condition=Ready", "pod/hello", "--timeout=20s"]);
     bench.put(pod_key("hello"), |value| {
         value["spec"]["nodeName"] = json!("barn");
         value["status"] = json!({
@@ -243,7 +245,14 @@ fn a_pod_is_applied_shown_watched_described_and_deleted() {
     assert!(bench.ok(&["get", "pods", "-o", "wide"]).contains("10.0.0.9"));
 
     let described = bench.ok(&["describe", "pod", "hello"]);
-    for part in ["Name:             hello", "Node:             barn", "Image:", "example:1", "QoS Class:", "Burstable"] {
+    for part in [
+        "Name:             hello",
+        "Node:             barn",
+        "Image:",
+        "example:1",
+        "QoS Class:",
+        "Burstable",
+    ] {
         assert!(described.contains(part), "{part} is not in\n{described}");
     }
 
@@ -268,7 +277,8 @@ fn a_pod_is_applied_shown_watched_described_and_deleted() {
 #[test]
 fn what_is_wrong_is_said() {
     let Some(bench) = Bench::start("what_is_wrong_is_said", Role::Cloud, User::admin()) else { return };
-    let wrong = bench.file("wrong.yaml", &POD.replace("image: example:1", "image: \"\"").replace("8080", "808080"));
+    let wrong =
+        bench.file("wrong.yaml", &POD.replace("image: example:1", "image: \"\"").replace("8080", "808080"));
     let error = bench.refused(&["apply", "-f", &wrong]);
     assert!(error.contains("The Pod \"hello\" is invalid"), "{error}");
     assert!(error.contains("spec.containers[0].image: Required value"), "{error}");
@@ -276,7 +286,11 @@ fn what_is_wrong_is_said() {
     bench.apply(POD);
     let error = bench.refused(&["create", "-f", &bench.file("again.yaml", POD)]);
     assert!(error.contains("(AlreadyExists)") && error.contains("pods \"hello\" already exists"), "{error}");
-    let error = bench.refused(&["apply", "-f", &bench.file("port.yaml", &POD.replace("containerPort: 80,", "containerPort: 81,"))]);
+    let error = bench.refused(&[
+        "apply",
+        "-f",
+        &bench.file("port.yaml", &POD.replace("containerPort: 80,", "containerPort: 81,")),
+    ]);
     assert!(error.contains("pod updates may not change fields"), "{error}");
     let error = bench.refused(&["apply", "-n", "nowhere", "-f", &bench.file("nowhere.yaml", POD)]);
     assert!(error.contains("namespaces \"nowhere\" not found"), "{error}");
@@ -328,7 +342,9 @@ fn nodes_and_events_are_shown() {
     });
     bench.ok(&["create", "-f", &bench.file("node.json", &node.to_string())]);
     let row = bench.ok(&["get", "nodes", "--no-headers"]);
-    assert!(row.contains("barn") && row.contains("Ready") && row.contains("edge") && row.contains("v1.32.0-holm"));
+    assert!(
+        row.contains("barn") && row.contains("Ready") && row.contains("edge") && row.contains("v1.32.0-holm")
+    );
     bench.apply(POD);
     bench.put(pod_key("hello"), |value| value["spec"]["nodeName"] = json!("barn"));
     let event = json!({
@@ -345,7 +361,8 @@ fn nodes_and_events_are_shown() {
     assert!(bench.ok(&["describe", "pod", "hello"]).contains("Started container web"));
     let described = bench.ok(&["describe", "node", "barn"]);
     assert!(described.contains("Non-terminated Pods:          (1 in total)"), "{described}");
-    let status = "{\"status\":{\"conditions\":[{\"type\":\"Ready\",\"lastHeartbeatTime\":\"2026-01-02T00:00:00Z\"}]}}";
+    let status =
+        "{\"status\":{\"conditions\":[{\"type\":\"Ready\",\"lastHeartbeatTime\":\"2026-01-02T00:00:00Z\"}]}}";
     let commits = bench.store.commits();
     bench.ok(&["patch", "node", "barn", "--subresource=status", "-p", status]);
     assert_eq!(bench.store.commits(), commits, "a heartbeat does not touch the flash");

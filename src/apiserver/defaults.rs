@@ -18,12 +18,11 @@ fn set(map: &mut Map<String, Value>, field: &str, value: impl Into<Value>) {
     }
 }
 
-fn items<'a>(map: &'a mut Map<String, Value>, field: &str) -> impl Iterator<Item = &'a mut Map<String, Value>> {
-    map.get_mut(field)
-        .and_then(Value::as_array_mut)
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_object_mut)
+fn items<'a>(
+    map: &'a mut Map<String, Value>,
+    field: &str,
+) -> impl Iterator<Item = &'a mut Map<String, Value>> {
+    map.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut)
 }
 
 /// Namespace: phase, finalizer and the label of its name.
@@ -104,9 +103,12 @@ fn pod_spec(spec: &mut Map<String, Value>) {
         }
     }
     for volume in items(spec, "volumes") {
-        for (source, field) in
-            [("configMap", "defaultMode"), ("secret", "defaultMode"), ("downwardAPI", "defaultMode"), ("projected", "defaultMode")]
-        {
+        for (source, field) in [
+            ("configMap", "defaultMode"),
+            ("secret", "defaultMode"),
+            ("downwardAPI", "defaultMode"),
+            ("projected", "defaultMode"),
+        ] {
             if let Some(source) = volume.get_mut(source).and_then(Value::as_object_mut) {
                 set(source, field, 0o644);
             }
@@ -201,7 +203,8 @@ pub fn qos_class(spec: Option<&Value>) -> &'static str {
     for resources in containers {
         count += 1;
         for name in ["cpu", "memory"] {
-            let quantity = |kind: &str| resources.get(kind).and_then(|map| map.get(name)).filter(|q| !is_zero(q));
+            let quantity =
+                |kind: &str| resources.get(kind).and_then(|map| map.get(name)).filter(|q| !is_zero(q));
             let (limit, request) = (quantity("limits"), quantity("requests"));
             is_some |= limit.is_some() || request.is_some();
             is_guaranteed &= limit.is_some() && request.is_none_or(|request| Some(request) == limit);
@@ -273,7 +276,12 @@ mod tests {
 
     #[test]
     fn other_types_do_not_panic() {
-        for value in [json!(null), json!([]), json!({"spec": 1}), json!({"spec": {"containers": {"a": 1}, "tolerations": 1}})] {
+        for value in [
+            json!(null),
+            json!([]),
+            json!({"spec": 1}),
+            json!({"spec": {"containers": {"a": 1}, "tolerations": 1}}),
+        ] {
             for default in [pod, secret, namespace, node] {
                 default(&mut value.clone());
             }

@@ -51,8 +51,10 @@ impl Options {
         }
         options.uid = text("/preconditions/uid");
         options.revision = text("/preconditions/resourceVersion");
-        options.dry_run |=
-            body.get("dryRun").and_then(Value::as_array).is_some_and(|list| list.iter().any(|item| item == "All"));
+        options.dry_run |= body
+            .get("dryRun")
+            .and_then(Value::as_array)
+            .is_some_and(|list| list.iter().any(|item| item == "All"));
         Ok(options)
     }
 }
@@ -147,9 +149,7 @@ pub async fn delete_object(
         }
         let action = match is_gone {
             true => Action::Delete,
-            false => {
-                Action::Put { value: next, origin: found.origin, durability: Durability::Durable }
-            }
+            false => Action::Put { value: next, origin: found.origin, durability: Durability::Durable },
         };
         let expect = Expect::Present { revision: Some(found.revision), uid: Some(found.uid.clone()) };
         match store.write(Write { key: found.key.clone(), expect, action }).await {
@@ -166,7 +166,8 @@ pub async fn delete_object(
 
 fn check_preconditions(row: &Row, found: &Object, options: &Options) -> Result<(), ApiError> {
     let refuse = |what: &str, asked: &str, is: &str| {
-        let why = format!("Precondition failed: {what} in precondition: {asked}, {what} in object meta: {is}");
+        let why =
+            format!("Precondition failed: {what} in precondition: {asked}, {what} in object meta: {is}");
         ApiError::conflict(row, &found.key.name, &why)
     };
     if let Some(uid) = &options.uid
@@ -223,7 +224,12 @@ mod tests {
     use crate::apiserver::registry;
 
     fn marked_pod(value: Value, asked: Option<u64>) -> Value {
-        marked(registry::find("", "v1", "pods").unwrap(), &value, asked, "2026-01-01T00:00:00Z".parse().unwrap())
+        marked(
+            registry::find("", "v1", "pods").unwrap(),
+            &value,
+            asked,
+            "2026-01-01T00:00:00Z".parse().unwrap(),
+        )
     }
 
     #[test]

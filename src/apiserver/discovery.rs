@@ -5,8 +5,7 @@ use serde_json::{Value, json};
 
 use super::registry::{ROWS, Row, groups};
 
-const VERBS: &[&str] =
-    &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+const VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
 fn group_version(group: &str, version: &str) -> String {
     match group {

@@ -85,7 +85,11 @@ pub fn content_type(headers: &HeaderMap) -> String {
 /// Reads a body of bounded length in bounded time.
 pub async fn read_body(headers: &HeaderMap, body: hyper::body::Incoming) -> Result<Bytes, ApiError> {
     let too_large = || {
-        ApiError::new(413, "RequestEntityTooLarge", format!("the body of a request is limited to {MOST_BYTES} bytes"))
+        ApiError::new(
+            413,
+            "RequestEntityTooLarge",
+            format!("the body of a request is limited to {MOST_BYTES} bytes"),
+        )
     };
     let said = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if said.is_some_and(|said| said > MOST_BYTES as u64) {
@@ -107,7 +111,8 @@ pub async fn read_body(headers: &HeaderMap, body: hyper::body::Incoming) -> Resu
 
 /// The body as a value: JSON, or YAML where the content type says so.
 pub fn parse(content_type: &str, body: &[u8]) -> Result<Value, ApiError> {
-    let refuse = |error: String| ApiError::bad_request(format!("the object provided is unrecognized: {error}"));
+    let refuse =
+        |error: String| ApiError::bad_request(format!("the object provided is unrecognized: {error}"));
     match content_type {
         "application/json" | "" => serde_json::from_slice(body).map_err(|error| refuse(error.to_string())),
         "application/yaml" | "application/apply-patch+yaml" => parse_yaml(body).map_err(refuse),
@@ -172,7 +177,9 @@ mod tests {
     #[test]
     fn the_first_form_that_is_known_is_given() {
         assert_eq!(
-            form("application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json"),
+            form(
+                "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json"
+            ),
             Ok(Form::Table)
         );
         assert_eq!(form("application/vnd.kubernetes.protobuf, */*"), Ok(Form::Whole));

@@ -21,7 +21,8 @@ pub async fn make_permanent(store: &Store) -> Result<(), ApiError> {
     let Some(row) = row() else { return Ok(()) };
     let mut writes = Vec::new();
     for name in PERMANENT {
-        let key = Key::core("namespaces", "", name).map_err(|error| ApiError::bad_request(error.to_string()))?;
+        let key =
+            Key::core("namespaces", "", name).map_err(|error| ApiError::bad_request(error.to_string()))?;
         if store.get(&key)?.is_some() {
             continue;
         }
@@ -109,7 +110,11 @@ async fn finish(store: &Store, space: &Object) -> Result<bool, ApiError> {
     if !is_empty {
         return Ok(false);
     }
-    let is_held = space.value.pointer("/metadata/finalizers").and_then(Value::as_array).is_some_and(|list| !list.is_empty());
+    let is_held = space
+        .value
+        .pointer("/metadata/finalizers")
+        .and_then(Value::as_array)
+        .is_some_and(|list| !list.is_empty());
     let mut value = space.value.clone();
     let action = match is_held {
         false => Action::Delete,

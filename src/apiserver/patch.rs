@@ -104,7 +104,11 @@ fn operate(object: &mut Value, patch: &Value) -> Result<(), ApiError> {
         }
         // The object is a copy: one that is half patched is dropped.
         json_patch::patch_unsafe(object, std::slice::from_ref(operation)).map_err(|error| {
-            ApiError::new(422, "Invalid", format!("the server rejected our request due to an error in our request: {error}"))
+            ApiError::new(
+                422,
+                "Invalid",
+                format!("the server rejected our request due to an error in our request: {error}"),
+            )
         })?;
     }
     Ok(())

@@ -62,7 +62,9 @@ pub fn include(query: &Query) -> Result<Include, ApiError> {
         None | Some("Metadata") => Ok(Include::Metadata),
         Some("None") => Ok(Include::None),
         Some("Object") => Ok(Include::Object),
-        Some(other) => Err(ApiError::bad_request(format!("includeObject: {other:?} is none of None, Metadata, Object"))),
+        Some(other) => {
+            Err(ApiError::bad_request(format!("includeObject: {other:?} is none of None, Metadata, Object")))
+        }
     }
 }
 
@@ -106,7 +108,9 @@ pub fn list(store: &Store, call: &Call, target: &Target) -> Result<http::Respons
             // What changed since the first page must still be known to the
             // watch that will follow it.
             if store.watch(selection.scope.clone(), revision).is_err() {
-                return Err(ApiError::expired("The provided continue parameter is too old to display a consistent list result: list again without it"));
+                return Err(ApiError::expired(
+                    "The provided continue parameter is too old to display a consistent list result: list again without it",
+                ));
             }
             (Some(key), Some(revision))
         }
@@ -122,9 +126,10 @@ pub fn list(store: &Store, call: &Call, target: &Target) -> Result<http::Respons
         let revision = first_page.unwrap_or(listing.revision);
         after = listing.objects.last().map(|object| object.key.clone());
         found.extend(
-            listing.objects.into_iter().filter(|object| {
-                selection.is_whole_scope() || selection.matches(&object.value)
-            }),
+            listing
+                .objects
+                .into_iter()
+                .filter(|object| selection.is_whole_scope() || selection.matches(&object.value)),
         );
         let is_full = limit.is_some_and(|limit| found.len() >= limit);
         match &after {
@@ -173,10 +178,16 @@ fn check_revision(store: &Store, query: &Query) -> Result<(), ApiError> {
     let Some(asked) = asked_revision(query)? else { return Ok(()) };
     let now = store.revision();
     if asked > now {
-        return Err(ApiError::new(504, "Timeout", format!("Too large resource version: {asked}, current: {now}")));
+        return Err(ApiError::new(
+            504,
+            "Timeout",
+            format!("Too large resource version: {asked}, current: {now}"),
+        ));
     }
     if query.get("resourceVersionMatch") == Some("Exact") && asked != now {
-        return Err(ApiError::expired(format!("The resourceVersion for the provided list is too old: {asked}, current: {now}")));
+        return Err(ApiError::expired(format!(
+            "The resourceVersion for the provided list is too old: {asked}, current: {now}"
+        )));
     }
     Ok(())
 }

@@ -45,9 +45,7 @@ pub fn route(path: &str) -> Result<Route, ApiError> {
         ["apis", group, version, rest @ ..] if !rest.is_empty() => (*group, *version, rest),
         _ => return Ok(Route::Other(format!("/{}", parts.join("/")))),
     };
-    let find = |resource: &str| {
-        registry::find(group, version, resource).ok_or_else(ApiError::no_such_path)
-    };
+    let find = |resource: &str| registry::find(group, version, resource).ok_or_else(ApiError::no_such_path);
     let (namespace, row, rest) = match rest {
         // Anything below a namespace but its own subresources is in it.
         ["namespaces", namespace, resource, rest @ ..] if !is_part_of_namespace(resource) => {

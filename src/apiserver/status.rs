@@ -56,14 +56,17 @@ impl ApiError {
 
     /// The object is not in the state that the request is about.
     pub fn conflict(row: &Row, name: &str, why: &str) -> ApiError {
-        let message =
-            format!("Operation cannot be fulfilled on {} {name:?}: {why}", row.qualified());
+        let message = format!("Operation cannot be fulfilled on {} {name:?}: {why}", row.qualified());
         ApiError { details: Some(about(row, name)), ..ApiError::new(409, "Conflict", message) }
     }
 
     /// The verb is not served for this resource.
     pub fn not_allowed() -> ApiError {
-        ApiError::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+        ApiError::new(
+            405,
+            "MethodNotAllowed",
+            "the server does not allow this method on the requested resource",
+        )
     }
 
     /// The revision asked for is no longer (or not yet) known.

@@ -96,16 +96,15 @@ fn merge_map(into: &mut Map<String, Value>, patch: &Map<String, Value>, of: &str
         Some(other) => return Err(unknown_directive(other)),
     }
     if let Some(retained) = patch.get(RETAIN) {
-        let retained = retained
-            .as_array()
-            .ok_or_else(|| ApiError::bad_request("$retainKeys is a list of strings"))?;
+        let retained =
+            retained.as_array().ok_or_else(|| ApiError::bad_request("$retainKeys is a list of strings"))?;
         into.retain(|field, _| retained.iter().any(|kept| kept == field));
     }
     for (field, value) in patch {
         if let Some(field) = field.strip_prefix(DELETE) {
-            let gone = value.as_array().ok_or_else(|| {
-                ApiError::bad_request("$deleteFromPrimitiveList is a list of plain values")
-            })?;
+            let gone = value
+                .as_array()
+                .ok_or_else(|| ApiError::bad_request("$deleteFromPrimitiveList is a list of plain values"))?;
             if let Some(Value::Array(items)) = into.get_mut(field) {
                 items.retain(|item| !gone.contains(item));
             }
@@ -189,9 +188,9 @@ fn merge_list(
                 items.clear();
             }
             for item in patch {
-                let part = item
-                    .as_object()
-                    .ok_or_else(|| ApiError::bad_request(format!("an item told apart by {key} is an object")))?;
+                let part = item.as_object().ok_or_else(|| {
+                    ApiError::bad_request(format!("an item told apart by {key} is an object"))
+                })?;
                 let directive = part.get(DIRECTIVE).and_then(Value::as_str);
                 let Some(id) = part.get(key) else {
                     if directive == Some("replace") {
@@ -340,7 +339,10 @@ mod tests {
         let patch = json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a"]}});
         assert_eq!(patched(meta(json!(["a", "b"])), patch), meta(json!(["b"])));
         let spec = |list: Value| json!({"spec": {"tolerations": list}});
-        assert_eq!(patched(spec(json!([{"key": "a"}])), spec(json!([{"key": "b"}]))), spec(json!([{"key": "b"}])));
+        assert_eq!(
+            patched(spec(json!([{"key": "a"}])), spec(json!([{"key": "b"}]))),
+            spec(json!([{"key": "b"}]))
+        );
     }
 
     #[test]
@@ -374,12 +376,20 @@ mod tests {
     }
 
     fn json_value() -> impl Strategy<Value = Value> {
-        let leaf = prop_oneof![Just(Value::Null), any::<bool>().prop_map(Value::from), "[ab]".prop_map(Value::from)];
+        let leaf =
+            prop_oneof![Just(Value::Null), any::<bool>().prop_map(Value::from), "[ab]".prop_map(Value::from)];
         leaf.prop_recursive(5, 40, 4, |inner| {
             let name = prop_oneof![
-                Just("spec"), Just("containers"), Just("name"), Just("metadata"), Just("finalizers"),
-                Just("$patch"), Just("$retainKeys"), Just("$setElementOrder/containers"),
-                Just("$deleteFromPrimitiveList/finalizers"), Just("x"),
+                Just("spec"),
+                Just("containers"),
+                Just("name"),
+                Just("metadata"),
+                Just("finalizers"),
+                Just("$patch"),
+                Just("$retainKeys"),
+                Just("$setElementOrder/containers"),
+                Just("$deleteFromPrimitiveList/finalizers"),
+                Just("x"),
             ];
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),

@@ -176,7 +176,9 @@ fn count(value: &Value, fields: &[&str]) -> usize {
     fields
         .iter()
         .filter_map(|field| value.get(*field))
-        .map(|part| part.as_object().map(|map| map.len()).or(part.as_array().map(Vec::len)).unwrap_or_default())
+        .map(|part| {
+            part.as_object().map(|map| map.len()).or(part.as_array().map(Vec::len)).unwrap_or_default()
+        })
         .sum()
 }
 
@@ -236,7 +238,8 @@ pub const NODE: &[Column] = &[
 
 /// Node.
 pub fn node(value: &Value, now: Now) -> Vec<Value> {
-    let ready = list(value, "/status/conditions").iter().find(|condition| text(condition, "/type") == "Ready");
+    let ready =
+        list(value, "/status/conditions").iter().find(|condition| text(condition, "/type") == "Ready");
     let mut status = match ready.map(|condition| text(condition, "/status")) {
         Some("True") => "Ready".to_owned(),
         Some(_) => "NotReady".to_owned(),
@@ -298,7 +301,8 @@ pub fn event(value: &Value, now: Now) -> Vec<Value> {
     };
     let last = first_of(&["/series/lastObservedTime", "/lastTimestamp", "/eventTime", "/firstTimestamp"]);
     let first = first_of(&["/firstTimestamp", "/eventTime"]);
-    let source = match (first_of(&["/source/component", "/reportingComponent"]), text(value, "/source/host")) {
+    let source = match (first_of(&["/source/component", "/reportingComponent"]), text(value, "/source/host"))
+    {
         (component, "") => component,
         (component, host) => format!("{component}, {host}"),
     };

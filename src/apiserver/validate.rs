@@ -118,8 +118,16 @@ pub fn pod(value: &Value, causes: &mut Causes) {
         return causes.required("spec");
     };
     one_of(spec, "restartPolicy", "spec", &["Always", "OnFailure", "Never"], causes);
-    one_of(spec, "dnsPolicy", "spec", &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"], causes);
-    for field in ["nodeName", "hostname", "subdomain", "serviceAccountName", "schedulerName", "runtimeClassName"] {
+    one_of(
+        spec,
+        "dnsPolicy",
+        "spec",
+        &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"],
+        causes,
+    );
+    for field in
+        ["nodeName", "hostname", "subdomain", "serviceAccountName", "schedulerName", "runtimeClassName"]
+    {
         text(spec, field, "spec", causes);
     }
     if let Some(grace) = spec.get("terminationGracePeriodSeconds")
@@ -185,7 +193,11 @@ fn container(container: &Value, path: &str, volumes: &BTreeSet<&str>, causes: &m
     if image.is_empty() {
         causes.required(&format!("{path}.image"));
     } else if image.trim() != image {
-        causes.invalid(&format!("{path}.image"), &image.into(), "must not have leading or trailing whitespace");
+        causes.invalid(
+            &format!("{path}.image"),
+            &image.into(),
+            "must not have leading or trailing whitespace",
+        );
     }
     one_of(container, "imagePullPolicy", path, &["Always", "IfNotPresent", "Never"], causes);
     one_of(container, "restartPolicy", path, &["Always"], causes);

@@ -82,14 +82,14 @@ pub fn watch(store: &Store, call: &Call, target: &Target) -> Result<http::Respon
         }
     } else {
         let from = asked_revision(query)?.unwrap_or_else(|| store.revision());
-        let too_old = || ApiError::expired(format!("too old resource version: {from} ({})", store.revision()));
+        let too_old =
+            || ApiError::expired(format!("too old resource version: {from} ({})", store.revision()));
         // A revision that has not been belongs to another store.
         if from > store.revision() {
             return Err(too_old());
         }
         watching.revision = from;
-        watching.watch =
-            Some(store.watch(watching.selection.scope.clone(), from).map_err(|Gone| too_old())?);
+        watching.watch = Some(store.watch(watching.selection.scope.clone(), from).map_err(|Gone| too_old())?);
     }
     let lines = stream::unfold(watching, |mut watching| async move {
         let line = watching.next().await?;
@@ -127,7 +127,8 @@ impl Watching {
                 Next::Gone => {
                     self.watch = None;
                     self.ends = Instant::now();
-                    let error = ApiError::expired("the watch was too slow or the store has closed: list again");
+                    let error =
+                        ApiError::expired("the watch was too slow or the store has closed: list again");
                     self.line(&json!({"type": "ERROR", "object": error.to_value()}));
                 }
                 Next::Time if Instant::now() >= self.ends => return None,

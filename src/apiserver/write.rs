@@ -32,7 +32,12 @@ pub async fn create(store: &Store, call: &Call, target: &Target) -> Result<Respo
     }
 }
 
-async fn create_value(store: &Store, call: &Call, target: &Target, mut value: Value) -> Result<Value, ApiError> {
+async fn create_value(
+    store: &Store,
+    call: &Call,
+    target: &Target,
+    mut value: Value,
+) -> Result<Value, ApiError> {
     let row = target.row;
     check_identity(target, &value)?;
     if meta_str(&value, "resourceVersion").is_some_and(|revision| !revision.is_empty()) {
@@ -62,7 +67,9 @@ async fn create_value(store: &Store, call: &Call, target: &Target, mut value: Va
 /// Five characters that spell no word.
 fn suffix() -> String {
     const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    (0..5).filter_map(|_| LETTERS.get(fastrand::usize(..LETTERS.len())).map(|byte| char::from(*byte))).collect()
+    (0..5)
+        .filter_map(|_| LETTERS.get(fastrand::usize(..LETTERS.len())).map(|byte| char::from(*byte)))
+        .collect()
 }
 
 /// The object that a client sent as the first one of its name.
@@ -366,7 +373,10 @@ fn prepare_update(
         Some("finalize") => {
             let mut next = old.clone();
             if let Some(spec) = next.as_object_mut().and_then(|object| defaults::part(object, "spec")) {
-                spec.insert("finalizers".into(), value.pointer("/spec/finalizers").cloned().unwrap_or(json!([])));
+                spec.insert(
+                    "finalizers".into(),
+                    value.pointer("/spec/finalizers").cloned().unwrap_or(json!([])),
+                );
             }
             *value = next;
             return Ok(());
@@ -444,7 +454,8 @@ async fn bind(store: &Store, target: &Target, body: &Value) -> Result<Response<B
         return Err(ApiError::bad_request("target.name: Required value"));
     }
     bind_pod(store, target, node).await?;
-    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+    let status =
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
     Ok(answer(201, "application/json", &status))
 }
 

@@ -173,7 +173,9 @@ pub fn is_label_name(text: &str) -> bool {
         Some((prefix, name)) => {
             !prefix.is_empty()
                 && prefix.len() <= 253
-                && prefix.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.')
+                && prefix
+                    .chars()
+                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.')
                 && is_qualified_part(name)
         }
         None => is_qualified_part(text),
@@ -318,14 +320,16 @@ mod tests {
         ] {
             assert!(selects(selector, &labels), "{selector}");
         }
-        for selector in ["app=db", "app!=web", "!app", "other", "other in (x)", "app in (db)", "n>7", "app<3"] {
+        for selector in ["app=db", "app!=web", "!app", "other", "other in (x)", "app in (db)", "n>7", "app<3"]
+        {
             assert!(!selects(selector, &labels), "{selector}");
         }
     }
 
     #[test]
     fn what_is_no_selector_is_refused() {
-        for selector in ["a in (b", "a in b)", "a b", "a like (b)", "=b", "a=b c", "-a", "a in (b) c", "a>b"] {
+        for selector in ["a in (b", "a in b)", "a b", "a like (b)", "=b", "a=b c", "-a", "a in (b) c", "a>b"]
+        {
             assert!(LabelSelector::parse(selector).is_err(), "{selector}");
         }
     }
@@ -340,12 +344,15 @@ mod tests {
         assert!(selector.matches(json!({"app": "web", "tier": "back"}).as_object()));
         assert!(!selector.matches(json!({"app": "web"}).as_object()));
         assert!(!selector.matches(None));
-        assert!(LabelSelector::from_value(&json!({"matchExpressions": [{"key": "a", "operator": "?"}]})).is_err());
+        assert!(
+            LabelSelector::from_value(&json!({"matchExpressions": [{"key": "a", "operator": "?"}]})).is_err()
+        );
     }
 
     #[test]
     fn fields_are_selected() {
-        let pod = json!({"metadata": {"name": "a"}, "spec": {"nodeName": "n"}, "status": {"phase": "Running"}});
+        let pod =
+            json!({"metadata": {"name": "a"}, "spec": {"nodeName": "n"}, "status": {"phase": "Running"}});
         let selects = |text: &str| FieldSelector::parse(text, |_| true).unwrap().matches(&pod);
         assert!(selects("spec.nodeName=n,status.phase!=Failed,status.phase!=Succeeded"));
         assert!(selects("spec.unschedulable=false,spec.missing="));

@@ -99,9 +99,7 @@ impl Restarts {
 fn summarize(value: &Value) -> Summary {
     let init_specs = list(value, "/spec/initContainers");
     let is_sidecar = |name: &str| {
-        init_specs
-            .iter()
-            .any(|spec| text(spec, "/name") == name && text(spec, "/restartPolicy") == "Always")
+        init_specs.iter().any(|spec| text(spec, "/name") == name && text(spec, "/restartPolicy") == "Always")
     };
     let sidecars = init_specs.iter().filter(|spec| text(spec, "/restartPolicy") == "Always").count();
     let mut ready = 0;
@@ -197,7 +195,9 @@ mod tests {
     use super::*;
 
     fn status_of(status: Value) -> String {
-        pod_status(&json!({"spec": {"initContainers": [{"name": "i"}], "containers": [{"name": "a"}]}, "status": status}))
+        pod_status(
+            &json!({"spec": {"initContainers": [{"name": "i"}], "containers": [{"name": "a"}]}, "status": status}),
+        )
     }
 
     #[test]
@@ -240,11 +240,11 @@ mod tests {
             ),
             (
                 json!({"phase": "Running",
-                    "conditions": [{"type": "Ready", "status": "True"}],
-                    "containerStatuses": [
-                        {"state": {"terminated": {"reason": "Completed"}}},
-                        {"ready": true, "state": running},
-                    ]}),
+                "conditions": [{"type": "Ready", "status": "True"}],
+                "containerStatuses": [
+                    {"state": {"terminated": {"reason": "Completed"}}},
+                    {"ready": true, "state": running},
+                ]}),
                 "Running",
             ),
         ] {

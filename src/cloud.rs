@@ -1,0 +1,213 @@
+//! The cloud role: wiring. It makes the parts, gives each the handles it
+//! needs, and reads like the picture in ARCHITECTURE.md.
+
+pub mod authorise;
+pub mod cluster;
+pub mod found;
+pub mod hub;
+pub mod kubeconfig;
+pub mod lifecycle;
+pub mod nodes;
+pub mod scheduler;
+
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use smol::Async;
+
+use crate::apiserver::{self, ApiServer};
+use crate::net::{self, NetError};
+use crate::object::KeyError;
+use crate::store::{self, Store, StoreError};
+use crate::task::Tasks;
+use crate::trust::authority::AuthorityError;
+use crate::trust::clock::{ClockError, Floor, IssueTime};
+use crate::trust::names::{Endpoint, NameError};
+use crate::trust::tls::{self, TlsError};
+use crate::trust::{UnixTime, unix};
+use cluster::{Cluster, ClusterError};
+use found::FoundError;
+
+/// How long the certificates of the cloud's own listeners live; they are made
+/// anew at every start.
+const SERVER_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// How the cloud is to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where its store and kubeconfig are kept.
+    pub data_dir: PathBuf,
+    /// Where the hub listens for edges.
+    pub listen: SocketAddr,
+    /// Where the Kubernetes API listens.
+    pub api_listen: SocketAddr,
+    /// Where edges find the hub; the interfaces' addresses if empty.
+    pub advertise: Vec<Endpoint>,
+    /// Further names and addresses in the API's certificate.
+    pub api_san: Vec<String>,
+}
+
+/// Why the cloud cannot run. One line for a person.
+#[derive(Debug, thiserror::Error)]
+pub enum CloudError {
+    /// The store does not open.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An address cannot be listened on.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// The clock cannot be believed.
+    #[error(transparent)]
+    Clock(#[from] ClockError),
+    /// The cluster's first objects could not be made.
+    #[error(transparent)]
+    Found(#[from] FoundError),
+    /// A certificate could not be made.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// TLS could not be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// A name given for the API's certificate is none.
+    #[error("--api-san {0:?} is neither a host name nor an address")]
+    San(String),
+    /// An address could not be written as an endpoint.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The kubeconfig could not be written.
+    #[error("cannot write {path}: {why}")]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        why: String,
+    },
+    /// The cluster's API failed.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// A name cannot be.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+}
+
+/// Runs the cloud until `stop` ends.
+pub async fn run(options: Options, tasks: Tasks, stop: impl Future<Output = ()>) -> Result<(), CloudError> {
+    // The ports first: an address in use is the commonest mistake.
+    let hub_listener = net::listen("--listen", options.listen)?;
+    let api_listener = net::listen("--api-listen", options.api_listen)?;
+    let api_address = net::local_address(&api_listener, options.api_listen);
+
+    let store = Store::open(
+        &options.data_dir,
+        store::Options { cache_bytes: 8 << 20, history: 8192, ..Default::default() },
+    )?;
+    let cluster = Cluster::embedded(store.clone());
+    let floor = known_floor(&store)?;
+    let when = IssueTime::check(UnixTime::now(), floor)?;
+    let cluster_uid = found::namespaces(&cluster).await?;
+    let authority = found::authority(&cluster, &cluster_uid, when).await?;
+    let endpoints = endpoints(&options, net::local_address(&hub_listener, options.listen))?;
+    found::publish(&cluster, &authority, &endpoints).await?;
+
+    let mut api_names =
+        vec![ServerName::try_from("localhost").map_err(|_| CloudError::San("localhost".into()))?];
+    api_names.extend(net::addresses().into_iter().map(|address| ServerName::IpAddress(address.into())));
+    for host in endpoints.iter().map(Endpoint::host).chain(options.api_san.iter().map(String::as_str)) {
+        api_names.push(ServerName::try_from(host.to_owned()).map_err(|_| CloudError::San(host.into()))?);
+    }
+    let credentials = authority.issue_cloud(&api_names, when, SERVER_LIFE)?;
+    let authorities = [authority.certificate().clone()];
+    let hub_tls = tls::hub_server(&credentials, &authorities)?;
+    let api_tls = tls::api_server(&credentials, &authorities)?;
+    let kubeconfig = options.data_dir.join(kubeconfig::FILE);
+    kubeconfig::ensure(&kubeconfig, &authority, when, reachable(api_address))
+        .map_err(|why| CloudError::Kubeconfig { path: kubeconfig.clone(), why })?;
+
+    // The picture, from the API to the edges.
+    let version = env!("CARGO_PKG_VERSION").into();
+    let api = ApiServer::new(store, apiserver::Options { role: apiserver::Role::Cloud, version });
+    let nodes = nodes::Nodes::start(&tasks, cluster.clone());
+    let lifecycle = lifecycle::Lifecycle::start(&tasks, cluster.clone());
+    scheduler::start(&tasks, cluster.clone());
+    {
+        let (tasks, listener, api) = (tasks.clone(), shared(api_listener)?, api.clone());
+        tasks.clone().supervise("api", move || {
+            net::serve_api(tasks.clone(), listener.clone(), api_tls.clone(), api.clone())
+        });
+    }
+    net::serve_socket(&tasks, &options.data_dir, api.clone())?;
+    tasks.spawn("namespaces", api.clone().finish_namespaces());
+    tasks.spawn("events", api.expire_events());
+    let context = Arc::new(hub::Context {
+        cluster,
+        cluster_uid,
+        authority,
+        floor,
+        endpoints: endpoints.clone(),
+        nodes,
+        lifecycle,
+    });
+    {
+        let (tasks, listener) = (tasks.clone(), shared(hub_listener)?);
+        tasks.clone().supervise("hub", move || {
+            hub::serve(tasks.clone(), listener.clone(), hub_tls.clone(), context.clone())
+        });
+    }
+    tasks.spawn("watchdog", crate::notify::watchdog());
+    crate::notify::ready();
+
+    let places: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
+    log::info!("edges are told to connect to {}", places.join(", "));
+    log::info!("the Kubernetes API is at https://{api_address}; export KUBECONFIG={}", kubeconfig.display());
+    log::info!(
+        "a board joins with the code that this prints: holm token create --data-dir {}",
+        options.data_dir.display()
+    );
+    stop.await;
+    crate::notify::stopping();
+    Ok(())
+}
+
+fn shared(listener: TcpListener) -> Result<Arc<Async<TcpListener>>, NetError> {
+    Async::new(listener).map(Arc::new).map_err(|error| NetError::Listener(error.to_string()))
+}
+
+/// Certificates are not issued before this; kept when issuing moves it.
+fn known_floor(store: &Store) -> Result<Floor, StoreError> {
+    let kept = store.fact(FLOOR)?;
+    let seconds = kept.and_then(|bytes| Some(u64::from_be_bytes(bytes.try_into().ok()?)));
+    Ok(Floor::at(unix(seconds.unwrap_or_default())))
+}
+
+const FLOOR: &str = "cloud/time-floor";
+
+/// Where edges find the hub: as told, else every address of this machine.
+fn endpoints(options: &Options, hub: SocketAddr) -> Result<Vec<Endpoint>, NameError> {
+    if !options.advertise.is_empty() {
+        return Ok(options.advertise.clone());
+    }
+    let addresses: Vec<IpAddr> = match hub.ip().is_unspecified() {
+        true => net::addresses(),
+        false => vec![hub.ip()],
+    };
+    // A loopback address serves only where there is no other.
+    let (loopback, real): (Vec<IpAddr>, Vec<IpAddr>) = addresses.into_iter().partition(IpAddr::is_loopback);
+    let chosen = if real.is_empty() { loopback } else { real };
+    chosen.into_iter().map(|address| SocketAddr::new(address, hub.port()).to_string().parse()).collect()
+}
+
+/// The address that a program on this machine uses for a listener.
+fn reachable(listener: SocketAddr) -> SocketAddr {
+    match listener.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => {
+            SocketAddr::new(IpAddr::V4([127, 0, 0, 1].into()), listener.port())
+        }
+        IpAddr::V6(ip) if ip.is_unspecified() => {
+            SocketAddr::new(IpAddr::V6(std::net::Ipv6Addr::LOCALHOST), listener.port())
+        }
+        _ => listener,
+    }
+}

@@ -1,0 +1,93 @@
+//! A board without an identity: a join code's secret for a certificate.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Context;
+use crate::cloud::cluster::ClusterError;
+use crate::link::frame::{Join, Joined, Refused};
+use crate::link::{Body, Connection};
+use crate::object::Key;
+use crate::trust::authority::NodeRequest;
+use crate::trust::clock::IssueTime;
+use crate::trust::code::{JoinSecret, SecretId};
+use crate::trust::names::NodeName;
+use crate::trust::record::{SecretRecord, redeem, secret_name};
+use crate::trust::{UnixTime, record};
+
+/// How long a board may take to ask.
+const ASK: Duration = Duration::from_secs(10);
+/// How long a node's certificate lives.
+const NODE_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
+
+/// Why a board did not get a certificate.
+#[derive(Debug, thiserror::Error)]
+enum EnrolError {
+    #[error("the join code is not one of this cluster's: make a new one with: holm token create")]
+    Unknown,
+    #[error(transparent)]
+    Refused(#[from] record::Refusal),
+    #[error("the request is not one: {0}")]
+    Request(String),
+    #[error("the join code was used by someone else at the same time: make a new one")]
+    Raced,
+    #[error("the cloud cannot issue a certificate now: {0}")]
+    Cloud(String),
+}
+
+impl EnrolError {
+    fn is_permanent(&self) -> bool {
+        !matches!(self, EnrolError::Cloud(_))
+    }
+}
+
+/// Answers one board and closes.
+pub(super) async fn serve(context: Arc<Context>, mut connection: Connection) -> String {
+    let join = match connection.first(ASK).await {
+        Ok(Body::Join(join)) => join,
+        Ok(_) => return "a client without a certificate may only join".into(),
+        Err(reason) => return reason,
+    };
+    let (answer, said) = match enrol(&context, &join).await {
+        Ok((node, joined)) => (Body::Joined(joined), format!("node {node} joined")),
+        Err(error) => {
+            let refused = Refused { reason: error.to_string(), permanent: error.is_permanent() };
+            (Body::Refused(refused), format!("a board was not let in: {error}"))
+        }
+    };
+    log::info!("{said}");
+    connection.send_plain(answer);
+    connection.close().await;
+    said
+}
+
+async fn enrol(context: &Context, join: &Join) -> Result<(NodeName, Joined), EnrolError> {
+    let node: NodeName = join.node.parse().map_err(|error| EnrolError::Request(format!("{error}")))?;
+    let id: SecretId = join.secret_id.parse().map_err(|_| EnrolError::Unknown)?;
+    let key = Key::core("secrets", record::NAMESPACE, &secret_name(&id)).map_err(|_| EnrolError::Unknown)?;
+    let cloud = |error: ClusterError| EnrolError::Cloud(error.to_string());
+    let secret = context.cluster.get(&key).await.map_err(cloud)?.ok_or(EnrolError::Unknown)?;
+    let known =
+        SecretRecord::from_secret(&secret.value).map_err(|error| EnrolError::Cloud(error.to_string()))?;
+    let request = NodeRequest::read(&join.request).map_err(|error| EnrolError::Request(error.to_string()))?;
+    let now = UnixTime::now();
+    let presented = JoinSecret::from_bytes(join.secret);
+    let redeemed = redeem(&known, &presented, &node, &request.key_fingerprint(), now)?;
+    let when = IssueTime::check(now, context.floor).map_err(|error| EnrolError::Cloud(error.to_string()))?;
+    let certificate = context
+        .authority
+        .issue_node(&node, &request, when, NODE_LIFE)
+        .map_err(|error| EnrolError::Cloud(error.to_string()))?;
+    // The code is used up before the certificate leaves.
+    if redeemed != known {
+        let mut value = secret.value.clone();
+        redeemed.write_to(&mut value);
+        match context.cluster.update(&secret, value).await {
+            Ok(_) => {}
+            Err(ClusterError::Conflict(_) | ClusterError::Missing(_)) => return Err(EnrolError::Raced),
+            Err(error) => return Err(cloud(error)),
+        }
+    }
+    let endpoints = context.endpoints.iter().map(ToString::to_string).collect();
+    Ok((node, Joined { certificate: certificate.to_vec(), endpoints }))
+}

@@ -1,0 +1,319 @@
+//! EdgeHub: keeps the connection to the cloud, for ever, and carries orders
+//! down and reports up.
+
+pub mod connect;
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use futures_lite::{FutureExt, future};
+
+use super::meta::{self, Meta, Order};
+use super::report::{About, Up};
+use crate::link::frame::{
+    DIGEST_ALGORITHM, ENCODING_PLAIN, Hello, INVENTORY_PART, Inventory, VERSION_MAX, VERSION_MIN, Welcome,
+};
+use crate::link::outgoing::LatestReceiver;
+use crate::link::{Body, Connection, Heard, ItemId};
+use crate::object::{Key, Uid, codec};
+use crate::store::Store;
+use crate::task::{Backoff, Tasks};
+use crate::trust::clock::Clock;
+use crate::trust::identity::{self, Identity};
+use crate::trust::names::Endpoint;
+use crate::trust::{tls, unix};
+
+/// How long the cloud may take to say `Welcome`.
+const WELCOME: Duration = Duration::from_secs(20);
+/// The first and the longest bound of the pause between two tries.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+/// Orders made durable in one commit at most.
+const BATCH: usize = 64;
+
+/// The task's state.
+pub struct Hub {
+    tasks: Tasks,
+    identity: Identity,
+    clock: Clock,
+    data_dir: PathBuf,
+    store: Store,
+    meta: Meta,
+    up: Up,
+    waiting: LatestReceiver<About, ()>,
+}
+
+impl Hub {
+    /// Makes the task; [`Hub::run`] is it.
+    #[expect(clippy::too_many_arguments, reason = "wiring")]
+    pub fn new(
+        tasks: &Tasks,
+        identity: Identity,
+        clock: Clock,
+        data_dir: PathBuf,
+        store: Store,
+        meta: Meta,
+        up: Up,
+        waiting: LatestReceiver<About, ()>,
+    ) -> Hub {
+        Hub { tasks: tasks.clone(), identity, clock, data_dir, store, meta, up, waiting }
+    }
+
+    /// Connects, serves, and connects again.
+    pub async fn run(mut self) {
+        let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+        let mut said = String::new();
+        loop {
+            match self.connect().await {
+                Ok((connection, welcome)) => {
+                    said.clear();
+                    backoff.reset();
+                    log::info!("connected to the cloud: holm {}", welcome.software);
+                    self.tell_board(true, &format!("holm {}", welcome.software)).await;
+                    let reason = self.serve(connection, &welcome).await;
+                    log::warn!("the cloud is away: {reason}; the pods go on");
+                    self.tell_board(false, &reason).await;
+                }
+                // Once a reason, not once a try: a week offline is not a log.
+                Err(reason) if reason != said => {
+                    log::warn!("the cloud cannot be reached: {reason}; trying again, the pods go on");
+                    self.tell_board(false, &reason).await;
+                    said = reason;
+                }
+                Err(_) => {}
+            }
+            smol::Timer::after(backoff.next_pause()).await;
+        }
+    }
+
+    /// Lets whoever looks at the board see whether the cloud is there.
+    async fn tell_board(&self, connected: bool, message: &str) {
+        self.up.cloud(connected, message);
+        if let Err(error) = self.up.show_node(&self.store).await {
+            log::error!("{error}");
+        }
+    }
+
+    /// Tries each certificate at each endpoint until a cloud says `Welcome`.
+    async fn connect(&mut self) -> Result<(Connection, Welcome), String> {
+        let mut reason = "there is no certificate to connect with: join again with a new code".to_owned();
+        let membership = self.identity.membership().clone();
+        let next = self.identity.next().is_some_and(|slot| slot.certificate().is_some());
+        let candidates = self.identity.candidates().map(|slot| {
+            tls::edge_client(&membership.cluster, &membership.pins, self.clock.floor(), Some(slot))
+        });
+        let candidates: Vec<_> = candidates.collect();
+        for (index, config) in candidates.into_iter().enumerate() {
+            let config = match config {
+                Ok(config) => config,
+                Err(error) => {
+                    reason = error.to_string();
+                    continue;
+                }
+            };
+            for endpoint in &membership.endpoints {
+                match self.try_endpoint(endpoint, &membership.cluster, config.clone()).await {
+                    Ok((connection, welcome)) => {
+                        self.learn(&welcome, next && index == 0);
+                        return Ok((connection, welcome));
+                    }
+                    Err(why) => reason = format!("{endpoint}: {why}"),
+                }
+            }
+        }
+        Err(reason)
+    }
+
+    async fn try_endpoint(
+        &self,
+        endpoint: &Endpoint,
+        cluster: &crate::trust::names::ClusterUid,
+        config: std::sync::Arc<rustls::ClientConfig>,
+    ) -> Result<(Connection, Welcome), String> {
+        let mut connection =
+            connect::connect(&self.tasks, endpoint, cluster, config).await.map_err(|e| e.to_string())?;
+        let say = |error: crate::store::StoreError| error.to_string();
+        connection.send_plain(Body::Hello(Hello {
+            version_min: VERSION_MIN,
+            version_max: VERSION_MAX,
+            epoch: boot_epoch(),
+            generation: self.store.generation(),
+            cluster: meta::synced_with(&self.store).map_err(say)?.unwrap_or_default(),
+            digest_algorithm: DIGEST_ALGORITHM,
+            digest: meta::digest(&self.store).map_err(say)?,
+            features: Vec::new(),
+            software: env!("CARGO_PKG_VERSION").into(),
+        }));
+        match connection.first(WELCOME).await? {
+            Body::Welcome(welcome) if welcome.cluster == cluster.as_str() => Ok((connection, welcome)),
+            Body::Welcome(welcome) => Err(format!("it is the cloud of cluster {}", welcome.cluster)),
+            Body::Refused(refused) => Err(refused.reason),
+            _ => Err("it did not say Welcome".into()),
+        }
+    }
+
+    /// Keeps what an authenticated cloud has told. What cannot be kept now
+    /// will be told again.
+    fn learn(&mut self, welcome: &Welcome, promote: bool) {
+        if promote && let Err(error) = self.identity.promote() {
+            log::error!("{error}");
+        }
+        let endpoints = welcome.endpoints.iter().filter_map(|endpoint| endpoint.parse().ok()).collect();
+        if let Err(error) = self.identity.learn(endpoints, Vec::new()) {
+            log::error!("{error}");
+        }
+        if let Some(floor) = self.clock.confirm(unix(welcome.time_ms / 1000), self.tasks.now()) {
+            match identity::write_floor(&self.data_dir, floor) {
+                Ok(()) => self.clock.written(floor),
+                Err(error) => log::error!("{error}"),
+            }
+        }
+    }
+
+    /// Serves one connection to its end; gives the reason.
+    async fn serve(&mut self, mut connection: Connection, welcome: &Welcome) -> String {
+        let keep_alive = Duration::from_secs(welcome.keep_alive_secs.into());
+        connection.agree(true, welcome.window, keep_alive);
+        if welcome.inventory
+            && let Err(error) = self.send_inventory(&mut connection)
+        {
+            return error.to_string();
+        }
+        self.waiting.clear();
+        if let Err(error) = self.up.say_all(&self.store) {
+            return error.to_string();
+        }
+        let mut bodies: VecDeque<Body> = VecDeque::new();
+        let mut events: VecDeque<(u64, ItemId)> = VecDeque::new();
+        loop {
+            while connection.has_room() {
+                if bodies.is_empty()
+                    && let Some((about, ())) = self.waiting.try_pop()
+                {
+                    match self.up.bodies(&self.store, &about) {
+                        Ok(more) => bodies.extend(more),
+                        Err(error) => return error.to_string(),
+                    }
+                    continue;
+                }
+                let Some(body) = bodies.pop_front() else { break };
+                let event = match &body {
+                    Body::Event(happening) => Some(happening.id),
+                    _ => None,
+                };
+                // Sent already on this connection, and not yet acknowledged.
+                if event.is_some_and(|id| events.iter().any(|(_, sent)| *sent == id)) {
+                    continue;
+                }
+                let seq = connection.send(body);
+                events.extend(event.map(|id| (seq, id)));
+            }
+            let waiting = self.waiting.clone();
+            let ready = async {
+                waiting.ready().await;
+                Vec::new()
+            };
+            let mut heard = connection.next().or(ready).await;
+            // What has arrived together is committed together.
+            while heard.len() < BATCH
+                && let Some(more) = future::poll_once(connection.next()).await
+            {
+                heard.extend(more);
+            }
+            if let Err(reason) = self.take(&mut connection, heard, &mut events).await {
+                return reason;
+            }
+        }
+    }
+
+    fn send_inventory(&self, connection: &mut Connection) -> Result<(), crate::store::StoreError> {
+        let mut holdings = meta::inventory(&self.store)?;
+        loop {
+            let rest = holdings.split_off(holdings.len().min(INVENTORY_PART));
+            let last = rest.is_empty();
+            connection.send_plain(Body::Inventory(Inventory { holdings, last }));
+            if last {
+                return Ok(());
+            }
+            holdings = rest;
+        }
+    }
+
+    /// Acts on what the cloud has said, in its order.
+    async fn take(
+        &mut self,
+        connection: &mut Connection,
+        heard: Vec<Heard>,
+        events: &mut VecDeque<(u64, ItemId)>,
+    ) -> Result<(), String> {
+        let mut orders = Vec::new();
+        let mut done = Vec::new();
+        let mut outcome = Ok(());
+        for heard in heard {
+            match heard {
+                Heard::Acked(seq) => {
+                    while let Some((sent, id)) = events.front()
+                        && *sent <= seq
+                    {
+                        self.up.event_done(*id);
+                        events.pop_front();
+                    }
+                }
+                Heard::Closed(reason) => {
+                    outcome = Err(reason);
+                    break;
+                }
+                Heard::Body(seq, Body::Synced) => {
+                    self.apply(&mut orders).await?;
+                    self.meta.synced().await.map_err(|error| error.to_string())?;
+                    done.push(seq);
+                }
+                Heard::Body(seq, body) => {
+                    match order(body) {
+                        Ok(order) => orders.push(order),
+                        // The cloud cannot know better by being told.
+                        Err(reason) => log::error!("an order of the cloud was passed over: {reason}"),
+                    }
+                    done.push(seq);
+                }
+            }
+        }
+        self.apply(&mut orders).await?;
+        for seq in done {
+            connection.done(seq);
+        }
+        outcome
+    }
+
+    async fn apply(&self, orders: &mut Vec<Order>) -> Result<(), String> {
+        match orders.is_empty() {
+            true => Ok(()),
+            false => self.meta.apply(std::mem::take(orders)).await.map_err(|error| error.to_string()),
+        }
+    }
+}
+
+/// The order in a body.
+fn order(body: Body) -> Result<Order, String> {
+    match body {
+        Body::Put(put) => {
+            let key = Key::try_from(&put.key).map_err(|error| error.to_string())?;
+            if put.encoding != ENCODING_PLAIN {
+                return Err(format!("{key} is in an unknown encoding"));
+            }
+            let value = codec::decode(&put.object).map_err(|error| format!("{key}: {error}"))?;
+            Ok(Order::Put(key, value))
+        }
+        Body::Drop(gone) => {
+            let key = Key::try_from(&gone.key).map_err(|error| error.to_string())?;
+            Ok(Order::Drop(key, Uid(gone.uid)))
+        }
+        _ => Err("something that clouds do not say".into()),
+    }
+}
+
+/// Grows with every start of the agent on a board whose clock works; the cloud
+/// only compares it within one node.
+fn boot_epoch() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or_default()
+}

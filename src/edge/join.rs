@@ -1,0 +1,116 @@
+//! How a board gets its identity: the join code names the cloud and how to
+//! recognise it, and its secret is exchanged for a certificate.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::hub::connect;
+use crate::link::Body;
+use crate::link::frame::Join;
+use crate::task::{Backoff, Tasks};
+use crate::trust::CertificateDer;
+use crate::trust::clock::Clock;
+use crate::trust::code::{CodeError, JoinCode};
+use crate::trust::identity::{Identity, IdentityError, Membership};
+use crate::trust::names::NodeName;
+use crate::trust::tls::{self, TlsError};
+
+/// How long the cloud may take to answer.
+const ANSWER: Duration = Duration::from_secs(20);
+
+/// Why a board did not join.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// The code is none.
+    #[error("the join code cannot be read: {0}")]
+    Code(#[from] CodeError),
+    /// The cloud said no, and would again.
+    #[error("the cloud does not let this board in: {0}")]
+    Refused(String),
+    /// What answers is not the cloud that the code names.
+    #[error("{endpoint} is not the cloud that the join code names: {why}")]
+    NotTheCloud {
+        /// Where it was tried.
+        endpoint: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The identity cannot be kept.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// TLS cannot be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// Joins, trying the code's endpoints in turn until the cloud answers: a board
+/// may start before its network does.
+pub async fn join(
+    data_dir: &Path,
+    code: &str,
+    node: &NodeName,
+    clock: &Clock,
+    tasks: &Tasks,
+) -> Result<Identity, JoinError> {
+    let code: JoinCode = code.parse()?;
+    let node = code.node.clone().unwrap_or_else(|| node.clone());
+    let membership = Membership {
+        cluster: code.cluster.clone(),
+        node: node.clone(),
+        endpoints: code.endpoints.clone(),
+        pins: code.pins.clone(),
+    };
+    let mut identity = Identity::join(data_dir, membership, false)?;
+    let request = identity.request()?;
+    let tls = tls::edge_client(&code.cluster, &code.pins, clock.floor(), None)?;
+    let ask = Join {
+        secret_id: code.id.to_string(),
+        secret: *code.secret.as_bytes(),
+        node: node.to_string(),
+        request,
+    };
+    let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
+    let mut said = String::new();
+    loop {
+        for endpoint in &code.endpoints {
+            let outcome = match connect::connect(tasks, endpoint, &code.cluster, tls.clone()).await {
+                Ok(mut connection) => {
+                    connection.send_plain(Body::Join(ask.clone()));
+                    let answer = connection.first(ANSWER).await;
+                    connection.close().await;
+                    answer
+                }
+                Err(error) if error.is_not_the_cloud() => {
+                    return Err(JoinError::NotTheCloud {
+                        endpoint: endpoint.to_string(),
+                        why: error.to_string(),
+                    });
+                }
+                Err(error) => Err(error.to_string()),
+            };
+            let why = match outcome {
+                Ok(Body::Joined(joined)) => {
+                    identity.install(CertificateDer::from(joined.certificate))?;
+                    let endpoints =
+                        joined.endpoints.iter().filter_map(|endpoint| endpoint.parse().ok()).collect();
+                    identity.learn(endpoints, Vec::new())?;
+                    log::info!("joined cluster {} as node {node}", code.cluster);
+                    return Ok(identity);
+                }
+                Ok(Body::Refused(refused)) if refused.permanent => {
+                    return Err(JoinError::Refused(refused.reason));
+                }
+                Ok(Body::Refused(refused)) => refused.reason,
+                Ok(_) => "an answer that makes no sense".into(),
+                Err(why) => why,
+            };
+            // Once a reason, not once a try.
+            let line = format!("the cloud cannot be reached at {endpoint}: {why}");
+            if line != said {
+                log::warn!("{line}; trying again");
+                said = line;
+            }
+        }
+        smol::Timer::after(backoff.next_pause()).await;
+    }
+}

@@ -1,0 +1,236 @@
+//! Listeners, and this machine's addresses.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_rustls::TlsAcceptor;
+use rustls::ServerConfig;
+use smol::Async;
+
+use crate::apiserver::{ApiServer, User};
+use crate::task::{Tasks, within};
+use crate::trust::certificate::peer_user;
+
+/// The name, in the data directory, of the socket that `holm get` and `holm
+/// status` use.
+pub const SOCKET: &str = "holm.sock";
+
+/// How long a client may take for its TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Why nothing listens.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// Another program listens there.
+    #[error("{flag} {address} is in use by another program: stop it, or choose another address with {flag}")]
+    InUse {
+        /// The flag that sets the address.
+        flag: &'static str,
+        /// The address.
+        address: SocketAddr,
+    },
+    /// The address cannot be had.
+    #[error("{flag} {address} cannot be listened on: {why}")]
+    Listen {
+        /// The flag that sets the address.
+        flag: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// The system's words.
+        why: String,
+    },
+    /// The local socket cannot be made.
+    #[error("cannot listen on {path}: {why}")]
+    Socket {
+        /// The socket's path.
+        path: PathBuf,
+        /// The system's words.
+        why: String,
+    },
+    /// The listener cannot be polled.
+    #[error("a listener failed: {0}")]
+    Listener(String),
+}
+
+/// Listens on an address that a flag gave.
+pub fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, NetError> {
+    TcpListener::bind(address).map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => NetError::InUse { flag, address },
+        _ => NetError::Listen { flag, address, why: error.to_string() },
+    })
+}
+
+/// Where a listener really listens, if port 0 was asked for.
+pub fn local_address(listener: &TcpListener, asked: SocketAddr) -> SocketAddr {
+    listener.local_addr().unwrap_or(asked)
+}
+
+/// The addresses of this machine's interfaces that are up, without link-local
+/// ones (they need an interface to mean anything).
+pub fn addresses() -> Vec<IpAddr> {
+    let Ok(entries) = std::fs::read_to_string("/proc/net/fib_trie") else { return Vec::new() };
+    let mut found: Vec<IpAddr> = local_v4(&entries).into_iter().map(IpAddr::V4).collect();
+    let v6 = std::fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
+    found.extend(local_v6(&v6).into_iter().map(IpAddr::V6));
+    found
+}
+
+/// The host addresses in `/proc/net/fib_trie`: a leaf `|-- ADDRESS` followed
+/// by `/32 host LOCAL`.
+fn local_v4(text: &str) -> Vec<std::net::Ipv4Addr> {
+    let mut found = Vec::new();
+    let mut leaf = None;
+    for line in text.lines().map(str::trim) {
+        if let Some(address) = line.strip_prefix("|-- ") {
+            leaf = address.parse().ok();
+        } else if line == "/32 host LOCAL"
+            && let Some(address) = leaf
+            && !found.contains(&address)
+            && !std::net::Ipv4Addr::is_link_local(&address)
+        {
+            found.push(address);
+        }
+    }
+    found
+}
+
+/// The addresses in `/proc/net/if_inet6` that reach beyond their link: scope
+/// 00 (global), or loopback.
+fn local_v6(text: &str) -> Vec<std::net::Ipv6Addr> {
+    let address = |line: &str| {
+        let mut fields = line.split_whitespace();
+        let hex = fields.next()?;
+        let scope = fields.nth(2)?;
+        let number = u128::from_str_radix(hex, 16).ok()?;
+        matches!(scope, "00" | "10").then(|| std::net::Ipv6Addr::from(number))
+    };
+    text.lines().filter_map(address).collect()
+}
+
+/// Serves the Kubernetes API over TLS for ever. The user is the one that the
+/// client's certificate names; without one, nobody in particular.
+pub async fn serve_api(
+    tasks: Tasks,
+    listener: Arc<Async<TcpListener>>,
+    tls: Arc<ServerConfig>,
+    api: ApiServer,
+) -> io::Result<()> {
+    let acceptor = TlsAcceptor::from(tls);
+    loop {
+        let Some(stream) = accept(&listener).await else { continue };
+        let (acceptor, api) = (acceptor.clone(), api.clone());
+        tasks.spawn("api connection", async move {
+            // A client that keeps no promise in its handshake is not answered.
+            let Some(Ok(stream)) = within(HANDSHAKE, acceptor.accept(stream)).await else { return };
+            let user = stream
+                .get_ref()
+                .1
+                .peer_certificates()
+                .and_then(|chain| peer_user(chain).ok())
+                .map_or_else(User::anonymous, |user| User { name: user.name, groups: user.groups });
+            answered(api.serve_connection(stream, user).await);
+        });
+    }
+}
+
+/// Serves the API on a socket in the data directory, for this user and root.
+pub fn serve_socket(tasks: &Tasks, data_dir: &Path, api: ApiServer) -> Result<(), NetError> {
+    let path = data_dir.join(SOCKET);
+    let refuse = |error: io::Error| NetError::Socket { path: path.clone(), why: error.to_string() };
+    // Left over from a process that was killed: the store's lock says that
+    // there is no other. The directory is this user's only.
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).map_err(refuse)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(refuse)?;
+    let listener = Async::new(listener).map_err(refuse)?;
+    let inner = tasks.clone();
+    tasks.spawn("local socket", async move {
+        loop {
+            let Some((stream, _)) = accepted(listener.accept().await).await else { continue };
+            let api = api.clone();
+            inner.spawn("local connection", async move {
+                answered(api.serve_connection(stream, User::admin()).await);
+            });
+        }
+    });
+    Ok(())
+}
+
+/// Serves the API on an address of the board: whoever connects is nobody in
+/// particular.
+pub fn serve_plain(tasks: &Tasks, listener: TcpListener, api: ApiServer) -> Result<(), NetError> {
+    let listener = Async::new(listener).map_err(|error| NetError::Listener(error.to_string()))?;
+    let inner = tasks.clone();
+    tasks.spawn("board api", async move {
+        loop {
+            let Some(stream) = accept(&listener).await else { continue };
+            let api = api.clone();
+            inner.spawn("board api connection", async move {
+                answered(api.serve_connection(stream, User::anonymous()).await);
+            });
+        }
+    });
+    Ok(())
+}
+
+/// How a client leaves is its own affair.
+fn answered(outcome: Result<(), hyper::Error>) {
+    if let Err(error) = outcome {
+        log::debug!("an api connection ended: {error}");
+    }
+}
+
+/// One connection; `None` after a pause if none can be had now.
+async fn accept(listener: &Async<TcpListener>) -> Option<Async<std::net::TcpStream>> {
+    let (stream, _) = accepted(listener.accept().await).await?;
+    // Only latency is lost where this fails.
+    let _ = stream.get_ref().set_nodelay(true);
+    Some(stream)
+}
+
+/// What was accepted; `None` after a pause if nothing could be.
+pub async fn accepted<T>(outcome: io::Result<T>) -> Option<T> {
+    match outcome {
+        Ok(accepted) => Some(accepted),
+        Err(error) => {
+            // Out of file descriptors, most likely: let some be closed.
+            log::warn!("a connection cannot be accepted: {error}");
+            smol::Timer::after(Duration::from_millis(200)).await;
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_addresses_are_read_from_the_routing_tables() {
+        let trie = "Local:
+  +-- 0.0.0.0/0 3 0 5
+     +-- 127.0.0.0/8 2 0 2
+           |-- 127.0.0.1
+              /32 host LOCAL
+        |-- 127.255.255.255
+           /32 link BROADCAST
+     |-- 192.0.2.7
+        /32 host LOCAL
+     |-- 169.254.1.1
+        /32 host LOCAL
+";
+        let found: Vec<String> = local_v4(trie).iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["127.0.0.1", "192.0.2.7"]);
+        let v6 = "00000000000000000000000000000001 01 80 10 80       lo
+fe80000000000000021122fffe334455 02 40 20 80     eth0
+20010db8000000000000000000000007 02 40 00 80     eth0
+";
+        let found: Vec<String> = local_v6(v6).iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["::1", "2001:db8::7"]);
+    }
+}

@@ -96,18 +96,14 @@ impl Runtime {
         self.quick(rpc!(runtime "Status"), &StatusRequest { verbose: true }).await
     }
 
-    /// The image that the runtime makes sandboxes of, if it says so: containerd up to 1.7 in the
-    /// settings of its CRI, later ones too where they tell.
+    /// What the runtime says of its settings.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn sandbox_image(&self) -> Result<Option<String>, Error> {
+    pub async fn facts(&self) -> Result<Facts, Error> {
         let status = self.status().await?;
-        let Some(config) = status.info.get("config") else {
-            return Ok(None);
-        };
-        let config: serde_json::Value = serde_json::from_str(config).unwrap_or_default();
-        Ok(config.get("sandboxImage").and_then(|i| i.as_str()).map(String::from))
+        let config = status.info.get("config").map(String::as_str).unwrap_or_default();
+        Ok(Facts::of(config))
     }
 
     /// Creates and starts a sandbox; answers its identifier.
@@ -333,6 +329,31 @@ impl Runtime {
     pub async fn remove_image(&self, image: &str) -> Result<(), Error> {
         let request = ImageRequest { image: Some(image_spec(image)) };
         gone_is_fine(self.slow(rpc!(image "RemoveImage"), &request).await)
+    }
+}
+
+/// Settings of the runtime that pods depend on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The image it makes sandboxes of, if it says so.
+    pub sandbox_image: Option<String>,
+    /// Its default runtime makes cgroups through systemd.
+    pub systemd_cgroup: bool,
+}
+
+impl Facts {
+    /// Reads containerd's settings of its CRI, JSON in `Status`'s verbose answer.
+    fn of(config: &str) -> Facts {
+        let config: serde_json::Value = serde_json::from_str(config).unwrap_or_default();
+        let text = |v: &serde_json::Value| v.as_str().filter(|t| !t.is_empty()).map(String::from);
+        let sandbox_image = config.get("sandboxImage").and_then(text);
+        let containerd = config.get("containerd");
+        let name = containerd.and_then(|c| c.get("defaultRuntimeName")).and_then(text);
+        let runtimes = containerd.and_then(|c| c.get("runtimes"));
+        let runtime = runtimes.and_then(|r| r.get(name.as_deref().unwrap_or("runc")));
+        let systemd = runtime.and_then(|r| r.get("options")).and_then(|o| o.get("SystemdCgroup"));
+        let systemd_cgroup = systemd.and_then(serde_json::Value::as_bool).unwrap_or(false);
+        Facts { sandbox_image, systemd_cgroup }
     }
 }
 

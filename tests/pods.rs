@@ -40,7 +40,7 @@ fn the_runtime_answers_every_call() {
         assert!(conditions.iter().any(|c| c.r#type == "RuntimeReady" && c.status));
 
         let pause_image = pause::image(pause::Arch::own().unwrap());
-        let pause_name = runtime.sandbox_image().await.unwrap().unwrap();
+        let pause_name = runtime.facts().await.unwrap().sandbox_image.unwrap();
         runtime.import_image(&pause_name, &pause_image).await.unwrap();
         assert_eq!(runtime.image_status("holm.dev/test:1").await.unwrap(), None);
         runtime.import_image("holm.dev/test:1", &image).await.unwrap();

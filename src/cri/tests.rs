@@ -77,3 +77,15 @@ fn a_grpc_server_without_cri_is_named() {
     assert!(matches!(error, Error::NoCri { .. }), "{error:?}");
     assert!(error.to_string().contains("runtime.v1"), "{error}");
 }
+
+#[test]
+fn settings_are_read_as_containerd_gives_them() {
+    let config = r#"{"containerd":{"defaultRuntimeName":"runc","runtimes":{"runc":{"options":
+        {"SystemdCgroup":true}}}},"sandboxImage":"registry.k8s.io/pause:3.6"}"#;
+    let facts = Facts::of(config);
+    assert_eq!(facts.sandbox_image.as_deref(), Some("registry.k8s.io/pause:3.6"));
+    assert!(facts.systemd_cgroup);
+    for other in ["", "{}", "[]", r#"{"sandboxImage":""}"#, r#"{"containerd":{"runtimes":null}}"#] {
+        assert_eq!(Facts::of(other), Facts::default(), "{other}");
+    }
+}

@@ -27,13 +27,12 @@ pub use env::Lookup;
 
 use crate::cri;
 use crate::object::{Key, Object, Uid};
-use crate::task::Tasks;
 use futures_lite::FutureExt as _;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use worker::Mailbox;
 
 /// What the pods task can be told.
@@ -72,15 +71,34 @@ pub enum Report {
     Event(PodEvent),
 }
 
+/// Whether an event is as it should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// It is.
+    Normal,
+    /// It is not.
+    Warning,
+}
+
+impl EventKind {
+    /// The Event's `type`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            EventKind::Normal => "Normal",
+            EventKind::Warning => "Warning",
+        }
+    }
+}
+
 /// One thing that happened to a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodEvent {
     /// The pod (`involvedObject`).
-    pub key: Key,
+    pub pod: Key,
     /// Which one of that name.
     pub uid: Uid,
-    /// `Normal` or `Warning` (`type`).
-    pub kind: &'static str,
+    /// Good or bad (`type`).
+    pub kind: EventKind,
     /// One word, for example `Started`.
     pub reason: &'static str,
     /// One line.
@@ -98,11 +116,25 @@ pub struct Options {
     pub log_dir: PathBuf,
     /// The sandbox image by the name that the runtime uses; asked of the runtime if `None`.
     pub pause_image: Option<String>,
-    /// The cgroup below which every pod has its own, for example `/holm`; with the systemd driver
-    /// a slice, for example `holm.slice`.
-    pub cgroup_parent: String,
+    /// The name of the cgroup below which every pod has its own; with the runtime's systemd
+    /// driver the name of the slice.
+    pub cgroup: String,
     /// `containerd` in `containerd://<id>`.
     pub runtime_name: String,
+}
+
+impl Options {
+    /// The usual ones.
+    pub fn new(data_dir: &Path, node_name: &str) -> Options {
+        Options {
+            data_dir: data_dir.into(),
+            node_name: node_name.into(),
+            log_dir: "/var/log/pods".into(),
+            pause_image: None,
+            cgroup: "holm".into(),
+            runtime_name: "containerd".into(),
+        }
+    }
 }
 
 /// What workers share.
@@ -111,37 +143,38 @@ pub struct Shared {
     runtime: cri::Runtime,
     lookup: Arc<dyn Lookup>,
     reports: async_channel::Sender<Report>,
-    tasks: Tasks,
-    /// The runtime's sandbox image, once known.
-    pause: smol::lock::Mutex<Option<String>>,
+    executor: Arc<smol::Executor<'static>>,
+    started: Instant,
+    /// What the runtime said of itself, once asked.
+    facts: smol::lock::Mutex<Option<cri::Facts>>,
     /// All memory of the machine in bytes.
     memory: i64,
 }
 
 impl Shared {
-    /// The pod's own cgroup.
-    fn cgroup(&self, uid: &str) -> String {
-        let parent = self.options.cgroup_parent.trim_end_matches('/');
-        match parent.strip_suffix(".slice") {
-            Some(name) => format!("{name}-pod{}.slice", uid.replace('-', "_")),
-            None if parent.is_empty() => String::new(),
-            None => format!("{parent}/pod{uid}"),
-        }
+    /// Monotonic time since the start.
+    fn now(&self) -> Duration {
+        self.started.elapsed()
     }
 
-    /// Sees to the runtime's sandbox image.
-    async fn ensure_pause(&self) -> Result<(), cri::Error> {
-        let mut known = self.pause.lock().await;
-        let name = match known.clone().or_else(|| self.options.pause_image.clone()) {
-            Some(name) => name,
-            None => match self.runtime.sandbox_image().await? {
-                Some(name) => name,
-                None => return Ok(()),
-            },
-        };
-        image::ensure_pause(&self.runtime, &name).await?;
-        *known = Some(name);
-        Ok(())
+    async fn facts(&self) -> Result<cri::Facts, cri::Error> {
+        let mut known = self.facts.lock().await;
+        if let Some(facts) = &*known {
+            return Ok(facts.clone());
+        }
+        let mut facts = self.runtime.facts().await?;
+        facts.sandbox_image = self.options.pause_image.clone().or(facts.sandbox_image);
+        *known = Some(facts.clone());
+        Ok(facts)
+    }
+
+    /// The pod's own cgroup, in the form that the runtime's driver takes.
+    async fn cgroup(&self, uid: &str) -> Result<String, cri::Error> {
+        let name = &self.options.cgroup;
+        Ok(match self.facts().await?.systemd_cgroup {
+            true => format!("{name}-pod{}.slice", uid.replace('-', "_")),
+            false => format!("/{name}/pod{uid}"),
+        })
     }
 }
 
@@ -163,7 +196,7 @@ impl Pods {
 /// Starts the pods task. It must be read what it reports: a worker waits for room in `reports`
 /// (only events are dropped instead), while its containers go on.
 pub fn start(
-    tasks: &Tasks,
+    executor: Arc<smol::Executor<'static>>,
     options: Options,
     runtime: cri::Runtime,
     lookup: Arc<dyn Lookup>,
@@ -179,8 +212,9 @@ pub fn start(
         runtime,
         lookup,
         reports,
-        tasks: tasks.clone(),
-        pause: smol::lock::Mutex::default(),
+        executor: executor.clone(),
+        started: Instant::now(),
+        facts: smol::lock::Mutex::default(),
         memory,
     });
     let (ended, ends) = async_channel::bounded(64);
@@ -192,7 +226,7 @@ pub fn start(
         ended,
         last_told: Duration::ZERO,
     };
-    tasks.spawn("pods", manager.run(messages, ends));
+    executor.spawn(manager.run(messages, ends)).detach();
     Pods { inbox }
 }
 
@@ -228,10 +262,10 @@ impl Manager {
         let (bell, rings) = async_channel::bounded(1);
         let has_events = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let watching = watch::watch(self.shared.runtime.clone(), bell, has_events.clone());
-        let _watching = self.shared.tasks.executor().spawn(watching);
+        let _watching = self.shared.executor.spawn(watching);
         let mut listed = self.list().await;
         loop {
-            let now = self.shared.tasks.now();
+            let now = self.shared.now();
             let busy = now.saturating_sub(self.last_told) < Duration::from_secs(30);
             let pause = match (self.away, has_events.load(std::sync::atomic::Ordering::Relaxed), busy) {
                 (true, ..) => Duration::from_secs(1),
@@ -267,7 +301,7 @@ impl Manager {
     }
 
     fn told(&mut self, message: ToPods) {
-        self.last_told = self.shared.tasks.now();
+        self.last_told = self.shared.now();
         match message {
             ToPods::Desired(object) => {
                 // Another pod of the same name took the place of an earlier one.
@@ -299,7 +333,7 @@ impl Manager {
         let mailbox = Arc::new(Mailbox::default());
         tell(&mailbox);
         let task = tend(self.shared.clone(), key.clone(), uid.clone(), mailbox.clone(), self.ended.clone());
-        let task = self.shared.tasks.executor().spawn(task);
+        let task = self.shared.executor.spawn(task);
         let entry = Entry { mailbox, key: key.clone(), seen: watch::Fingerprint::default(), _task: task };
         self.pods.insert(uid.clone(), entry);
     }
@@ -337,7 +371,7 @@ impl Manager {
                 }
             }
         }
-        self.shared.tasks.now()
+        self.shared.now()
     }
 }
 

@@ -103,14 +103,12 @@ impl Board {
         let (reporting, reports) = async_channel::bounded(256);
         let objects = Arc::new(Objects::default());
         let options = Options {
-            data_dir: folder.join("data"),
-            node_name: "island".into(),
             log_dir: folder.join("logs"),
-            pause_image: None,
-            cgroup_parent: super::cgroup_parent(),
-            runtime_name: "containerd".into(),
+            cgroup: super::cgroup_parent().trim_start_matches('/').into(),
+            ..Options::new(&folder.join("data"), "island")
         };
-        let pods = pods::start(tasks, options, runtime.clone(), objects.clone(), reporting);
+        let pods =
+            pods::start(tasks.executor().clone(), options, runtime.clone(), objects.clone(), reporting);
         let (statuses, removed, events) = Default::default();
         Board { tasks: tasks.clone(), runtime, objects, pods, reports, statuses, removed, events }
     }

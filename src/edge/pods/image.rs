@@ -60,18 +60,18 @@ pub fn is_refusal(message: &str) -> bool {
 }
 
 /// Sees to it that the runtime has its sandbox image: Holm's own under that name, where it has
-/// none. Answers whether one was imported.
+/// none.
 ///
 /// # Errors
 /// [`cri::Error`].
-pub async fn ensure_pause(runtime: &cri::Runtime, name: &str) -> Result<bool, cri::Error> {
+pub async fn ensure_pause(runtime: &cri::Runtime, name: &str) -> Result<(), cri::Error> {
     if runtime.image_status(name).await?.is_some() {
-        return Ok(false);
+        return Ok(());
     }
-    let Some(arch) = pause::Arch::own() else { return Ok(false) };
+    let Some(arch) = pause::Arch::own() else { return Ok(()) };
     runtime.import_image(name, &pause::image(arch)).await?;
     log::info!("imported Holm's sandbox image as {name}");
-    Ok(true)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -160,7 +160,10 @@ async fn sandbox(context: &Context, attempt: u32) -> Step {
     const REASON: &str = "FailedCreatePodSandBox";
     let pod = pod(context)?;
     let shared = &context.shared;
-    shared.ensure_pause().await.map_err(failed(REASON))?;
+    let facts = shared.facts().await.map_err(failed(REASON))?;
+    if let Some(name) = &facts.sandbox_image {
+        image::ensure_pause(&shared.runtime, name).await.map_err(failed(REASON))?;
+    }
     let logs = shared.options.log_dir.clone();
     let folder = logs.join(config::log_folder(&pod));
     let resolv = smol::unblock(move || {
@@ -168,7 +171,7 @@ async fn sandbox(context: &Context, attempt: u32) -> Step {
         Ok::<_, String>(host_resolv())
     });
     let resolv = resolv.await.map_err(|e| refused(REASON, e))?;
-    let cgroup = shared.cgroup(&context.uid);
+    let cgroup = shared.cgroup(&context.uid).await.map_err(failed(REASON))?;
     let config = config::sandbox(&pod, attempt, &logs, &resolv, &cgroup);
     shared.runtime.run_pod_sandbox(config).await.map_err(failed(REASON))?;
     Ok(Outcome::Done)
@@ -226,7 +229,8 @@ async fn start(context: &Context, name: &str, restart: u32, sandbox: &str) -> St
     let making = Making { restart, env, mounts, image_user: Some(&user), memory: shared.memory };
     let config =
         config::container(&pod, container, making).map_err(|e| refused("CreateContainerConfigError", e))?;
-    let sandbox_config = config::sandbox(&pod, 0, &shared.options.log_dir, "", &shared.cgroup(&context.uid));
+    let cgroup = shared.cgroup(&context.uid).await.map_err(failed("CreateContainerError"))?;
+    let sandbox_config = config::sandbox(&pod, 0, &shared.options.log_dir, "", &cgroup);
     let id = shared.runtime.create_container(sandbox, config, sandbox_config).await;
     let id = id.map_err(failed("CreateContainerError"))?;
     shared.runtime.start_container(&id).await.map_err(failed("RunContainerError"))?;
@@ -250,7 +254,7 @@ async fn tear_down(context: &Context, id: &str) -> Step {
 
 async fn discard(context: &Context) -> Step {
     let folder = context.folder();
-    let cgroup = context.shared.cgroup(&context.uid);
+    let cgroup = context.shared.cgroup(&context.uid).await.map_err(failed("FailedKillPod"))?;
     let logs = context.shared.options.log_dir.clone();
     let suffix = format!("_{}", context.uid);
     let removed = smol::unblock(move || {

@@ -11,7 +11,7 @@ use super::status::{self, Facts};
 use super::step::{self, Context, Outcome};
 use super::view::{DEFAULT_GRACE, Pod};
 use super::volume::{self, Folder};
-use super::{PodEvent, Report, Shared};
+use super::{EventKind, PodEvent, Report, Shared};
 use crate::cri::{self, v1};
 use crate::object::{Key, Object, Uid, now_rfc3339};
 use futures_lite::FutureExt as _;
@@ -124,7 +124,7 @@ pub async fn run(shared: Arc<Shared>, key: Key, uid: Uid, mailbox: Arc<Mailbox>)
     worker.read_object();
     loop {
         if worker.stale && !worker.observe().await {
-            worker.wait(Some(worker.shared.tasks.now().saturating_add(AWAY))).await;
+            worker.wait(Some(worker.shared.now().saturating_add(AWAY))).await;
             continue;
         }
         let plan = worker.plan();
@@ -201,7 +201,7 @@ impl Worker {
         }
         if news.back {
             // What failed while the runtime was away says nothing about the pod.
-            let now = self.shared.tasks.now();
+            let now = self.shared.now();
             self.observed.failures.values_mut().for_each(|f| f.retry_at = f.retry_at.min(now));
         }
         self.stale |= news.runtime || news.back;
@@ -238,7 +238,7 @@ impl Worker {
     }
 
     fn plan(&mut self) -> Plan {
-        let now = self.shared.tasks.now();
+        let now = self.shared.now();
         self.observed.count_exits(now);
         self.check_config();
         let Some(desired) = self.desired() else { return Plan::default() };
@@ -371,7 +371,7 @@ impl Worker {
             let _ = done.send((action, outcome)).await;
         };
         self.observed.busy.insert(work.clone());
-        self.steps.insert(work, self.shared.tasks.executor().spawn(step));
+        self.steps.insert(work, self.shared.executor.spawn(step));
     }
 
     /// Waits for tidings, for the end of a step, or until `wake_at`.
@@ -396,7 +396,7 @@ impl Worker {
         let time = async {
             match wake_at {
                 Some(at) => {
-                    smol::Timer::after(at.saturating_sub(self.shared.tasks.now())).await;
+                    smol::Timer::after(at.saturating_sub(self.shared.now())).await;
                 }
                 None => smol::future::pending().await,
             }
@@ -421,10 +421,10 @@ impl Worker {
         }
         self.observed.busy.remove(&work);
         self.stale |= step::changes_runtime(&work);
-        let now = self.shared.tasks.now();
+        let now = self.shared.now();
         match outcome {
             Outcome::Failed { reason, message, away } => {
-                self.tell("Warning", reason, &message);
+                self.tell(EventKind::Warning, reason, &message);
                 self.observed.failed(work.clone(), reason, message, now);
                 if away && let Some(failure) = self.observed.failures.get_mut(&work) {
                     failure.count = failure.count.saturating_sub(1);
@@ -443,9 +443,9 @@ impl Worker {
                     state.pulled_for.retain(|(n, _)| *n != name);
                     state.pulled_for.insert((name, restart));
                     match stale {
-                        None => self.tell("Normal", "Pulled", &format!("pulled image {image:?}")),
+                        None => self.tell(EventKind::Normal, "Pulled", &format!("pulled image {image:?}")),
                         Some(why) => self.tell(
-                            "Warning",
+                            EventKind::Warning,
                             "PullFailed",
                             &format!("using the image {image:?} that is on the board: {why}"),
                         ),
@@ -459,7 +459,7 @@ impl Worker {
                     self.stopped.insert(id.clone());
                 }
                 Action::Start { name, .. } => {
-                    self.tell("Normal", "Started", &format!("started container {name}"));
+                    self.tell(EventKind::Normal, "Started", &format!("started container {name}"));
                 }
                 _ => {}
             },
@@ -505,19 +505,19 @@ impl Worker {
             }
             _ => return,
         };
-        self.tell("Normal", reason, &message);
+        self.tell(EventKind::Normal, reason, &message);
     }
 
     /// An event; given up rather than waited for where no one reads.
-    fn tell(&self, kind: &'static str, reason: &'static str, message: &str) {
+    fn tell(&self, kind: EventKind, reason: &'static str, message: &str) {
         let event = PodEvent {
-            key: self.key.clone(),
+            pod: self.key.clone(),
             uid: self.uid.clone(),
             kind,
             reason,
             message: message.to_owned(),
         };
-        if kind == "Warning" {
+        if kind == EventKind::Warning {
             log::warn!("pod {}/{}: {reason}: {message}", self.key.namespace, self.key.name);
         }
         let _ = self.shared.reports.try_send(Report::Event(event));

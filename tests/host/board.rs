@@ -166,12 +166,18 @@ impl Board {
         self.until(&what, |b| b.removed.contains(&pod.uid).then_some(())).await;
     }
 
-    /// What a container of the pod has printed, without times.
-    pub fn printed(&self, folder: &Path, pod: &Object, container: &str, run: u32) -> String {
+    /// Waits until a run of a container has printed just that.
+    pub async fn until_printed(&self, folder: &Path, pod: &Object, container: &str, run: u32, text: &str) {
         let path = log_folder(folder, pod).join(container).join(format!("{run}.log"));
-        let text = std::fs::read_to_string(path).unwrap_or_default();
-        text.lines().map(|l| l.splitn(4, ' ').nth(3).unwrap_or_default().to_owned() + "\n").collect()
+        let what = format!("{text:?} in {}", path.display());
+        super::until(&what, async || (printed(&path) == text).then_some(())).await;
     }
+}
+
+/// The text of a CRI log file, without times and streams.
+fn printed(path: &Path) -> String {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().map(|l| l.splitn(4, ' ').nth(3).unwrap_or_default().to_owned() + "\n").collect()
 }
 
 /// The pod's log folder.

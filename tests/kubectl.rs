@@ -1,4 +1,6 @@
 //! The API as the real kubectl sees it, over plain HTTP on loopback.
+// What tests may do and the product may not, also in helpers of tests.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -11,7 +13,7 @@ use holm::apiserver::{ApiServer, Options, Role, User};
 use holm::object::{Key, Origin, Uid};
 use holm::store::{self, Action, Durability, Expect, Store, Write};
 use serde_json::{Value, json};
-use smol::{Executor, block_on, future};
+use smol::{Executor, block_on};
 
 /// A server with a store of its own, and kubectl to ask it.
 struct Bench {
@@ -79,7 +81,8 @@ impl Bench {
 
     fn file(&self, name: &str, text: &str) -> String {
         let path = self.directory.join(name);
-        std::fs::write(&path, text).unwrap();
+        // What begins with a brace kubectl takes for JSON.
+        std::fs::write(&path, format!("---\n{text}")).unwrap();
         path.to_str().unwrap().to_owned()
     }
 
@@ -145,8 +148,6 @@ fn serve(api: ApiServer, role: Role, user: User, listener: smol::net::TcpListene
             smol::Timer::after(Duration::from_millis(20)).await;
         }
     }));
-    // Tasks hold the executor, which holds them: end them all.
-    drop(future::block_on(async {}));
 }
 
 /// A kubectl that goes on, and the lines it prints.
@@ -301,8 +302,8 @@ fn what_is_wrong_is_said() {
 #[test]
 fn configuration_and_labels_are_edited() {
     let Some(bench) = Bench::start("configuration_is_edited", Role::Cloud, User::admin()) else { return };
-    bench.ok(&["create", "configmap", "settings", "--from-literal=a=1", "--from-literal=b=2"]);
-    bench.ok(&["create", "secret", "generic", "password", "--from-literal=key=hidden"]);
+    bench.apply("{apiVersion: v1, kind: ConfigMap, metadata: {name: settings}, data: {a: '1', b: '2'}}");
+    bench.apply("{apiVersion: v1, kind: Secret, metadata: {name: password}, stringData: {key: hidden}}");
     let secret = bench.json(&["get", "secret", "password"]);
     assert_eq!(secret["data"]["key"], "aGlkZGVu");
     assert_eq!(secret["type"], "Opaque");
@@ -347,9 +348,10 @@ fn nodes_and_events_are_shown() {
     );
     bench.apply(POD);
     bench.put(pod_key("hello"), |value| value["spec"]["nodeName"] = json!("barn"));
+    let uid = bench.json(&["get", "pod", "hello"])["metadata"]["uid"].clone();
     let event = json!({
         "apiVersion": "v1", "kind": "Event", "metadata": {"name": "hello.1", "namespace": "default"},
-        "involvedObject": {"kind": "Pod", "name": "hello", "namespace": "default"},
+        "involvedObject": {"kind": "Pod", "name": "hello", "namespace": "default", "uid": uid},
         "type": "Normal", "reason": "Started", "message": "Started container web",
         "firstTimestamp": "2026-01-01T00:00:00Z", "lastTimestamp": "2026-01-01T00:00:00Z", "count": 1,
         "source": {"component": "holm"},
@@ -377,8 +379,8 @@ fn nodes_and_events_are_shown() {
 #[test]
 fn a_namespace_goes_with_all_that_is_in_it() {
     let Some(bench) = Bench::start("a_namespace_goes", Role::Cloud, User::admin()) else { return };
-    bench.ok(&["create", "namespace", "barn"]);
-    bench.ok(&["create", "configmap", "settings", "-n", "barn"]);
+    bench.apply("{apiVersion: v1, kind: Namespace, metadata: {name: barn}}");
+    bench.apply("{apiVersion: v1, kind: ConfigMap, metadata: {name: settings, namespace: barn}}");
     bench.ok(&["apply", "-n", "barn", "-f", &bench.file("pod.yaml", POD)]);
     bench.ok(&["delete", "namespace", "barn"]);
     assert!(bench.refused(&["get", "namespace", "barn"]).contains("NotFound"));
@@ -394,7 +396,7 @@ fn a_board_is_read_only_and_strangers_see_nothing() {
         *value = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "hello", "namespace": "default"}});
     });
     assert!(bench.ok(&["get", "pods"]).contains("hello"));
-    let error = bench.refused(&["create", "configmap", "x"]);
+    let error = bench.refused(&["create", "-f", &bench.file("pod.yaml", POD)]);
     assert!(error.contains("this board's objects are managed by its cloud mainland"), "{error}");
     assert!(bench.refused(&["delete", "pod", "hello"]).contains("Forbidden"));
     drop(bench);

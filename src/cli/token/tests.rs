@@ -1,10 +1,19 @@
 use super::*;
+use crate::apiserver::{self, ApiServer, Role, User};
+use crate::object::{Key, Origin};
+use crate::store::{self, Store};
 use crate::trust::authority::Authority;
+use crate::trust::certificate::peer_user;
 use crate::trust::clock::BUILD_TIME;
 use crate::trust::names::ClusterUid;
-use crate::trust::record::redeem;
+use crate::trust::record::{redeem, secret_name};
+use crate::trust::tls;
+use data_encoding::BASE64;
+use futures_rustls::TlsAcceptor;
 use proptest::prelude::*;
+use smol::Executor;
 use std::fs;
+use std::sync::Arc;
 
 fn published() -> Published {
     let when = IssueTime::check(BUILD_TIME, Floor::INITIAL).unwrap();
@@ -122,6 +131,116 @@ fn an_api_that_is_not_there_is_called_so_with_its_address() {
     assert!(matches!(error, TokenError::Unreachable { .. }), "{error:?}");
     let line = error.to_string();
     assert!(line.contains(&format!("127.0.0.1:{port}")) && line.contains("refused"), "{line}");
+}
+
+/// The real API over the real TLS, with what `holm cloud` puts into both.
+struct Cloud {
+    scratch: Scratch,
+    store: Store,
+    authority: Authority,
+    address: std::net::SocketAddr,
+    executor: Arc<Executor<'static>>,
+}
+
+impl Cloud {
+    fn new() -> Cloud {
+        let scratch = Scratch::new();
+        let store = Store::open(&scratch.0.join("store"), store::Options::default()).unwrap();
+        let api =
+            ApiServer::new(store.clone(), apiserver::Options { role: Role::Cloud, version: "0".into() });
+        smol::block_on(api.make_namespaces()).unwrap();
+        let when = IssueTime::check(UnixTime::now(), Floor::INITIAL).unwrap();
+        let authority = Authority::create(&ClusterUid::random().unwrap(), when).unwrap();
+        let names = ["127.0.0.1".try_into().unwrap()];
+        let credentials = authority.issue_cloud(&names, when, DEFAULT_TTL).unwrap();
+        let tls = tls::api_server(&credentials, &[authority.certificate().clone()]).unwrap();
+        let listener = smol::block_on(smol::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        let executor = Arc::new(Executor::new());
+        let accepting = executor.clone();
+        executor.spawn(serve(listener, TlsAcceptor::from(tls), api, accepting)).detach();
+        Cloud { scratch, store, authority, address, executor }
+    }
+
+    fn publish(&self) {
+        let published = Published {
+            cluster: self.authority.cluster_uid().clone(),
+            endpoints: vec!["cloud.example.com".parse().unwrap()],
+            authorities: vec![self.authority.certificate().clone()],
+        };
+        let key = Key::core("configmaps", NAMESPACE, CONFIG_MAP).unwrap();
+        let action = store::Action::Put {
+            value: published.to_config_map(),
+            origin: Origin::Cloud,
+            durability: store::Durability::Durable,
+        };
+        let write = store::Write { key, expect: store::Expect::Absent, action };
+        smol::block_on(self.store.write(write)).unwrap();
+    }
+
+    fn kubeconfig(&self, user: &str) {
+        let text = format!(
+            "{{apiVersion: v1, kind: Config, current-context: c, contexts: [{{name: c, context: {{cluster: c, user: u}}}}], \
+             clusters: [{{name: c, cluster: {{server: 'https://{}', certificate-authority-data: {}}}}}], \
+             users: [{{name: u, user: {{{user}}}}}]}}",
+            self.address,
+            BASE64.encode(self.authority.certificate_pem().as_bytes()),
+        );
+        fs::write(self.scratch.0.join(ADMIN_KUBECONFIG), text).unwrap();
+    }
+
+    fn create(&self, options: Options) -> Result<String, TokenError> {
+        let options = Options { data_dir: Some(self.scratch.0.clone()), ..options };
+        smol::block_on(self.executor.run(create(&options)))
+    }
+}
+
+async fn serve(
+    listener: smol::net::TcpListener,
+    tls: TlsAcceptor,
+    api: ApiServer,
+    executor: Arc<Executor<'static>>,
+) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let (tls, api) = (tls.clone(), api.clone());
+        let connection = async move {
+            let Ok(stream) = tls.accept(stream).await else { return };
+            let user = stream.get_ref().1.peer_certificates().and_then(|chain| peer_user(chain).ok());
+            let user =
+                user.map_or_else(User::anonymous, |user| User { name: user.name, groups: user.groups });
+            let _ = api.serve_connection(stream, user).await;
+        };
+        executor.spawn(connection).detach();
+    }
+}
+
+#[test]
+fn a_code_made_through_the_api_is_one_that_the_cloud_redeems() {
+    let cloud = Cloud::new();
+    let when = IssueTime::check(UnixTime::now(), Floor::INITIAL).unwrap();
+    let admin = cloud.authority.issue_admin(when, DEFAULT_TTL).unwrap();
+
+    cloud.kubeconfig("");
+    assert!(matches!(cloud.create(Options::default()), Err(TokenError::Refused { .. })));
+    cloud.kubeconfig(&format!(
+        "client-certificate-data: {}, client-key-data: {}",
+        BASE64.encode(admin.certificate_pem().as_bytes()),
+        BASE64.encode(admin.key_pem().as_bytes()),
+    ));
+    assert!(matches!(cloud.create(Options::default()), Err(TokenError::NotACloud(_))));
+
+    cloud.publish();
+    let node: NodeName = "pi".parse().unwrap();
+    let ttl = Some(Duration::from_secs(60));
+    let text = cloud.create(Options { node: Some(node.clone()), ttl, ..Options::default() }).unwrap();
+    let code: JoinCode = text.parse().unwrap();
+    assert_eq!(code.pins, [cloud.authority.fingerprint()]);
+    let key = Key::core("secrets", NAMESPACE, &secret_name(&code.id)).unwrap();
+    let secret = cloud.store.get(&key).unwrap().unwrap();
+    let record = SecretRecord::from_secret(&secret.value).unwrap();
+    assert_eq!(secret.value["metadata"]["labels"]["holm.dev/managed-by"], "holm");
+    assert!(!secret.value.to_string().contains(&BASE64.encode(code.secret.as_bytes())));
+    assert!(redeem(&record, &code.secret, &node, &code.pins[0], UnixTime::now()).is_ok());
 }
 
 proptest! {

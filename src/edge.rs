@@ -105,7 +105,7 @@ pub async fn run(options: Options, tasks: Tasks, stop: impl Future<Output = ()>)
     let (up, waiting) = report::Up::new(store.generation());
     let (reports, reported) = bounded(256);
     let pods = pods::start(
-        &tasks,
+        tasks.executor().clone(),
         pod_options(&options.data_dir, &node_name),
         runtime.clone(),
         Arc::new(FromStore(store.clone())),
@@ -158,17 +158,10 @@ pub async fn run(options: Options, tasks: Tasks, stop: impl Future<Output = ()>)
 /// A board with a data directory of its own keeps everything in it; the
 /// default one writes container logs where log shippers look for them.
 fn pod_options(data_dir: &Path, node_name: &NodeName) -> pods::Options {
-    let log_dir = match data_dir == Path::new(DATA_DIR) {
-        true => "/var/log/pods".into(),
-        false => data_dir.join("log/pods"),
-    };
-    pods::Options {
-        data_dir: data_dir.into(),
-        node_name: node_name.to_string(),
-        log_dir,
-        pause_image: None,
-        cgroup_parent: "/holm".into(),
-        runtime_name: "containerd".into(),
+    let usual = pods::Options::new(data_dir, node_name.as_str());
+    match data_dir == Path::new(DATA_DIR) {
+        true => usual,
+        false => pods::Options { log_dir: data_dir.join("log/pods"), ..usual },
     }
 }
 
@@ -181,5 +174,9 @@ impl pods::Lookup for FromStore {
             log::error!("{key}: {error}");
             None
         })
+    }
+
+    fn host_ips(&self) -> Vec<String> {
+        net::reachable_addresses()
     }
 }

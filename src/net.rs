@@ -80,6 +80,11 @@ pub fn addresses() -> Vec<IpAddr> {
     found
 }
 
+/// The addresses that others may reach this machine by.
+pub fn reachable_addresses() -> Vec<String> {
+    addresses().iter().filter(|address| !address.is_loopback()).map(ToString::to_string).collect()
+}
+
 /// The host addresses in `/proc/net/fib_trie`: a leaf `|-- ADDRESS` followed
 /// by `/32 host LOCAL`.
 fn local_v4(text: &str) -> Vec<std::net::Ipv4Addr> {

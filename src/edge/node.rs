@@ -104,7 +104,7 @@ async fn look(runtime: &Runtime, data_dir: &Path) -> Facts {
         disk: rustix::fs::statvfs(data_dir)
             .map(|fs| (fs.f_frsize.saturating_mul(fs.f_blocks), fs.f_frsize.saturating_mul(fs.f_bavail)))
             .unwrap_or_default(),
-        addresses: net::addresses().iter().filter(|ip| !ip.is_loopback()).map(ToString::to_string).collect(),
+        addresses: net::reachable_addresses(),
         info: json!({
             "machineID": read("/etc/machine-id").trim(),
             "systemUUID": read("/sys/class/dmi/id/product_uuid").trim(),

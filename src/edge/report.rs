@@ -257,10 +257,10 @@ fn to_event(node: &NodeName, event: &PodEvent) -> Value {
     let now = now_rfc3339();
     json!({
         "apiVersion": "v1", "kind": "Event",
-        "metadata": {"namespace": event.key.namespace},
-        "type": event.kind, "reason": event.reason, "message": event.message,
+        "metadata": {"namespace": event.pod.namespace},
+        "type": event.kind.as_str(), "reason": event.reason, "message": event.message,
         "involvedObject": {
-            "apiVersion": "v1", "kind": "Pod", "namespace": event.key.namespace, "name": event.key.name,
+            "apiVersion": "v1", "kind": "Pod", "namespace": event.pod.namespace, "name": event.pod.name,
             "uid": event.uid.0,
         },
         "source": {"component": "holm-edge", "host": node.as_str()},

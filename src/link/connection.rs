@@ -146,11 +146,10 @@ impl Connection {
     }
 
     fn flush(&mut self) {
-        while let Some(frame) = self.backlog.pop_front() {
-            if let Err(frame) = self.link.try_send(frame) {
-                self.backlog.push_front(frame);
-                return;
-            }
+        while self.link.is_ready()
+            && let Some(frame) = self.backlog.pop_front()
+        {
+            self.link.send(&frame);
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use async_channel::{Receiver, Sender, TrySendError};
+use async_channel::{Receiver, Sender};
 use async_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use async_tungstenite::tungstenite::{Error as WsError, Message};
 use async_tungstenite::{WebSocketReceiver, WebSocketSender, WebSocketStream};
@@ -102,14 +102,17 @@ impl Link {
         Link::new(WebSocketStream::from_raw_socket(io, role, Some(config())).await, executor)
     }
 
-    /// Gives a frame to the writer; the frame back if it is busy: wait for
-    /// [`Wire::Room`]. After the link has closed, frames go nowhere and
+    /// True if the writer takes one more frame; if not, wait for
+    /// [`Wire::Room`].
+    pub fn is_ready(&self) -> bool {
+        !self.frames.is_full()
+    }
+
+    /// Gives a frame to the writer. Call only while [`Link::is_ready`]: a frame
+    /// too many is lost. After the link has closed, frames go nowhere and
     /// [`Link::next`] says so.
-    pub fn try_send(&self, frame: Frame) -> Result<(), Frame> {
-        match self.frames.try_send(frame.encode()) {
-            Err(TrySendError::Full(_)) => Err(frame),
-            Ok(()) | Err(TrySendError::Closed(_)) => Ok(()),
-        }
+    pub fn send(&self, frame: &Frame) {
+        let _ = self.frames.try_send(frame.encode());
     }
 
     /// Waits for what comes next. May be dropped and called again.

@@ -13,6 +13,7 @@ mod http;
 mod namespaces;
 mod openapi;
 mod patch;
+mod protobuf;
 mod read;
 mod registry;
 mod request;

@@ -302,8 +302,8 @@ fn what_is_wrong_is_said() {
 #[test]
 fn configuration_and_labels_are_edited() {
     let Some(bench) = Bench::start("configuration_is_edited", Role::Cloud, User::admin()) else { return };
-    bench.apply("{apiVersion: v1, kind: ConfigMap, metadata: {name: settings}, data: {a: '1', b: '2'}}");
-    bench.apply("{apiVersion: v1, kind: Secret, metadata: {name: password}, stringData: {key: hidden}}");
+    bench.ok(&["create", "configmap", "settings", "--from-literal=a=1", "--from-literal=b=2"]);
+    bench.ok(&["create", "secret", "generic", "password", "--from-literal=key=hidden"]);
     let secret = bench.json(&["get", "secret", "password"]);
     assert_eq!(secret["data"]["key"], "aGlkZGVu");
     assert_eq!(secret["type"], "Opaque");
@@ -379,8 +379,9 @@ fn nodes_and_events_are_shown() {
 #[test]
 fn a_namespace_goes_with_all_that_is_in_it() {
     let Some(bench) = Bench::start("a_namespace_goes", Role::Cloud, User::admin()) else { return };
-    bench.apply("{apiVersion: v1, kind: Namespace, metadata: {name: barn}}");
-    bench.apply("{apiVersion: v1, kind: ConfigMap, metadata: {name: settings, namespace: barn}}");
+    bench.ok(&["create", "namespace", "barn"]);
+    bench.ok(&["create", "configmap", "settings", "-n", "barn"]);
+    bench.ok(&["create", "serviceaccount", "worker", "-n", "barn"]);
     bench.ok(&["apply", "-n", "barn", "-f", &bench.file("pod.yaml", POD)]);
     bench.ok(&["delete", "namespace", "barn"]);
     assert!(bench.refused(&["get", "namespace", "barn"]).contains("NotFound"));

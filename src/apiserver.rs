@@ -113,12 +113,6 @@ impl ApiServer {
         ApiServer { inner: Arc::new(Inner { store, options }) }
     }
 
-    /// Makes the namespaces that every cluster has (`default`, `kube-system`,
-    /// `holm-system`), where they are not there. For the cloud, before serving.
-    pub async fn make_namespaces(&self) -> Result<(), ApiError> {
-        namespaces::make_permanent(&self.inner.store).await
-    }
-
     /// Empties and removes namespaces that are being deleted. A task of the cloud.
     pub async fn finish_namespaces(self) {
         namespaces::run(self.inner.store.clone()).await;
@@ -303,3 +297,6 @@ fn verb(method: &Method, target: &Target, query: &Query) -> Result<&'static str,
         _ => Err(ApiError::not_allowed()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -91,7 +91,7 @@ pub async fn delete(store: &Store, call: &Call, target: &Target) -> Result<Respo
 }
 
 /// Namespaces that every cluster has.
-const PERMANENT: &[&str] = &["default", "kube-system", "kube-public", "holm-system"];
+pub const PERMANENT: &[&str] = &["default", "kube-system", "holm-system"];
 
 /// DELETE of many objects.
 pub async fn delete_collection(

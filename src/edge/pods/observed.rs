@@ -169,7 +169,7 @@ pub struct Observed {
     /// Steps under way.
     pub busy: BTreeSet<Work>,
     /// Runs whose exit is counted in `crashes`.
-    counted: BTreeSet<String>,
+    pub(super) counted: BTreeSet<String>,
 }
 
 impl Observed {

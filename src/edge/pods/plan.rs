@@ -194,7 +194,7 @@ impl Planner<'_> {
             self.wake(failure.retry_at);
             return;
         }
-        if !self.plan.actions.contains(&action) {
+        if self.plan.actions.iter().all(|a| a.work() != work) {
             self.plan.actions.push(action);
         }
     }
@@ -361,6 +361,10 @@ impl Planner<'_> {
                 false
             }
             Some(run) if run.state == State::Running => container.is_sidecar(),
+            Some(run) if run.state == State::Unknown => {
+                self.stop_run(run, Duration::ZERO);
+                false
+            }
             Some(run) if run.state == State::Exited => {
                 // A sidecar that ended is started again while the others go on.
                 self.start(pod, container, sandbox);

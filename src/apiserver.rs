@@ -13,6 +13,7 @@ mod http;
 mod namespaces;
 mod openapi;
 mod patch;
+mod protobuf;
 mod read;
 mod registry;
 mod request;
@@ -110,12 +111,6 @@ impl ApiServer {
     /// The API over a store.
     pub fn new(store: Store, options: Options) -> ApiServer {
         ApiServer { inner: Arc::new(Inner { store, options }) }
-    }
-
-    /// Makes the namespaces that every cluster has (`default`, `kube-system`,
-    /// `holm-system`), where they are not there. For the cloud, before serving.
-    pub async fn make_namespaces(&self) -> Result<(), ApiError> {
-        namespaces::make_permanent(&self.inner.store).await
     }
 
     /// Empties and removes namespaces that are being deleted. A task of the cloud.
@@ -302,3 +297,6 @@ fn verb(method: &Method, target: &Target, query: &Query) -> Result<&'static str,
         _ => Err(ApiError::not_allowed()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -91,7 +91,7 @@ pub async fn delete(store: &Store, call: &Call, target: &Target) -> Result<Respo
 }
 
 /// Namespaces that every cluster has.
-pub const PERMANENT: &[&str] = &["default", "kube-system", "holm-system"];
+const PERMANENT: &[&str] = &["default", "kube-system", "kube-public", "holm-system"];
 
 /// DELETE of many objects.
 pub async fn delete_collection(

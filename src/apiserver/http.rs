@@ -10,6 +10,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
 use serde_json::Value;
 
+use super::protobuf;
 use super::status::ApiError;
 
 /// The body of an answer: whole, or a watch.
@@ -116,6 +117,7 @@ pub fn parse(content_type: &str, body: &[u8]) -> Result<Value, ApiError> {
     match content_type {
         "application/json" | "" => serde_json::from_slice(body).map_err(|error| refuse(error.to_string())),
         "application/yaml" | "application/apply-patch+yaml" => parse_yaml(body).map_err(refuse),
+        protobuf::MEDIA_TYPE => protobuf::parse(body),
         other if other.ends_with("+json") => {
             serde_json::from_slice(body).map_err(|error| refuse(error.to_string()))
         }
@@ -196,7 +198,8 @@ mod tests {
         assert_eq!(parse("application/json", b"{\"a\": 1}").unwrap()["a"], 1);
         assert_eq!(parse("application/yaml", b"a: 1\nb:\n- x: \"2\"\n").unwrap()["b"][0]["x"], "2");
         assert_eq!(parse("application/json", b"{").unwrap_err().code, 400);
-        assert_eq!(parse("application/vnd.kubernetes.protobuf", b"k8s").unwrap_err().code, 415);
+        assert_eq!(parse("application/vnd.kubernetes.protobuf", b"k8s").unwrap_err().code, 400);
+        assert_eq!(parse("text/plain", b"x").unwrap_err().code, 415);
         let deep = "[".repeat(100_000);
         assert_eq!(parse("application/json", deep.as_bytes()).unwrap_err().code, 400);
         assert_eq!(parse("application/yaml", deep.as_bytes()).unwrap_err().code, 400);

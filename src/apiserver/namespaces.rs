@@ -1,51 +1,20 @@
-//! Namespaces: those that every cluster has, and the end of the others.
+//! The end of a namespace: first what is in it goes, then the namespace.
 
 use std::time::Duration;
 
 use futures_lite::FutureExt;
 use serde_json::{Value, json};
 
-use super::delete::{Options, PERMANENT, delete_object};
+use super::delete::{Options, delete_object};
 use super::registry::{self, ROWS, Row};
 use super::status::ApiError;
-use crate::object::{Key, Object, Origin, Uid, now_rfc3339};
+use crate::object::Object;
 use crate::store::{Action, Durability, Expect, Scope, Store, Write, WriteError};
 
 /// While a namespace waits for its pods, it is looked at this often.
 const AGAIN: Duration = Duration::from_millis(500);
 /// After the store failed.
 const LATER: Duration = Duration::from_secs(5);
-
-/// Makes the namespaces that every cluster has, where they are not there.
-pub async fn make_permanent(store: &Store) -> Result<(), ApiError> {
-    let Some(row) = row() else { return Ok(()) };
-    let mut writes = Vec::new();
-    for name in PERMANENT {
-        let key =
-            Key::core("namespaces", "", name).map_err(|error| ApiError::bad_request(error.to_string()))?;
-        if store.get(&key)?.is_some() {
-            continue;
-        }
-        let mut value = json!({
-            "apiVersion": "v1",
-            "kind": "Namespace",
-            "metadata": {"name": name, "uid": Uid::random().0, "creationTimestamp": now_rfc3339(), "generation": 1},
-        });
-        (row.default)(&mut value);
-        let action = Action::Put { value, origin: Origin::Local, durability: Durability::Durable };
-        writes.push(Write { key, expect: Expect::Absent, action });
-    }
-    if writes.is_empty() {
-        return Ok(());
-    }
-    for outcome in store.write_all(writes).await? {
-        match outcome {
-            Ok(_) | Err(WriteError::Exists(_)) => (),
-            Err(error) => return Err(ApiError::from_write(row, error)),
-        }
-    }
-    Ok(())
-}
 
 fn row() -> Option<&'static Row> {
     registry::find("", "v1", "namespaces")

@@ -148,7 +148,8 @@ impl Cloud {
         let store = Store::open(&scratch.0.join("store"), store::Options::default()).unwrap();
         let api =
             ApiServer::new(store.clone(), apiserver::Options { role: Role::Cloud, version: "0".into() });
-        smol::block_on(api.make_namespaces()).unwrap();
+        let cluster = crate::cloud::cluster::Cluster::embedded(store.clone());
+        smol::block_on(crate::cloud::found::namespaces(&cluster)).unwrap();
         let when = IssueTime::check(UnixTime::now(), Floor::INITIAL).unwrap();
         let authority = Authority::create(&ClusterUid::random().unwrap(), when).unwrap();
         let names = ["127.0.0.1".try_into().unwrap()];

@@ -41,7 +41,7 @@ use self::authorize::{Attributes, authorize};
 use self::http::{Body, Form, answer, plain};
 use self::request::{Query, Route, Target};
 use crate::object::Origin;
-use crate::store::Store;
+use crate::store::{Scope, Store};
 
 pub use authorize::User;
 pub use status::ApiError;
@@ -230,7 +230,12 @@ impl ApiServer {
         let aggregated = form == Form::Discovery;
         let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
         let value = match parts.as_slice() {
-            ["healthz" | "livez" | "readyz", ..] => return Ok(plain(200, "ok".into())),
+            ["livez", ..] => return Ok(plain(200, "ok".into())),
+            ["healthz" | "readyz", ..] => {
+                // A store that cannot be read makes the rest useless.
+                self.inner.store.list(&Scope::all("", "namespaces"), None, Some(1))?;
+                return Ok(plain(200, "ok".into()));
+            }
             ["version"] => self.version(),
             ["api"] if aggregated => return Ok(answer(200, AGGREGATED, &discovery::aggregated(true))),
             ["apis"] if aggregated => return Ok(answer(200, AGGREGATED, &discovery::aggregated(false))),

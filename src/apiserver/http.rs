@@ -131,13 +131,18 @@ pub fn parse(content_type: &str, body: &[u8]) -> Result<Value, ApiError> {
     }
 }
 
-/// One YAML document. The parser bounds depth, anchors and events itself.
+/// One YAML document of bounded depth. With all its aliases written out it has
+/// about as many bytes as a body may have.
 pub fn parse_yaml(body: &[u8]) -> Result<Value, String> {
     // JSON is YAML, and its own parser is faster.
     if let Ok(value) = serde_json::from_slice(body) {
         return Ok(value);
     }
-    serde_saphyr::from_slice(body).map_err(|error| error.to_string())
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! { max_total_scalar_bytes: MOST_BYTES },
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 100_000 },
+    };
+    serde_saphyr::from_slice_with_options(body, options).map_err(|error| error.to_string())
 }
 
 /// An answer of one value.
@@ -191,6 +196,16 @@ mod tests {
         );
         assert_eq!(form("text/html"), Err(406));
         assert_eq!(accepted(&HeaderMap::new()).unwrap(), Form::Whole);
+    }
+
+    #[test]
+    fn aliases_do_not_make_a_small_body_large() {
+        let many = |text: &str, count: usize| format!("a: &a {text}\nb:\n{}", "- *a\n".repeat(count));
+        for body in [many(&"x".repeat(1 << 20), 9), many(&format!("[{}]", "x,".repeat(10_000)), 99)] {
+            let size = parse_yaml(body.as_bytes()).map_or(0, |value| value.to_string().len());
+            assert!(size <= MOST_BYTES, "{size} bytes");
+        }
+        assert_eq!(parse_yaml(many("x", 2).as_bytes()).unwrap()["b"][1], "x");
     }
 
     #[test]

@@ -117,6 +117,7 @@ pub async fn run(options: Options, tasks: Tasks, stop: impl Future<Output = ()>)
             report::run(store.clone(), up.clone(), node_name.clone(), reported.clone())
         });
     }
+    let epoch = hub::next_epoch(&store).await?;
     let meta = meta::Meta::start(&tasks, store.clone(), pods, cluster.clone());
     {
         let (runtime, up, store) = (runtime.clone(), up.clone(), store.clone());
@@ -135,6 +136,7 @@ pub async fn run(options: Options, tasks: Tasks, stop: impl Future<Output = ()>)
             meta,
             up,
             waiting,
+            epoch,
         );
         tasks.spawn("hub", hub.run());
     }

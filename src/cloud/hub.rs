@@ -27,9 +27,9 @@ use crate::net;
 use crate::task::{Tasks, within};
 use crate::trust::UnixTime;
 use crate::trust::authority::Authority;
-use crate::trust::certificate::{Standing, peer_node};
+use crate::trust::certificate::{PeerIdentity, Standing, peer_node};
 use crate::trust::clock::Floor;
-use crate::trust::names::{ClusterUid, Endpoint, NodeName};
+use crate::trust::names::{ClusterUid, Endpoint};
 
 /// How long a client may take for TLS and websocket handshakes.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -87,7 +87,7 @@ pub async fn serve(
 /// Who is at the other end.
 enum Peer {
     Stranger,
-    Node(NodeName, Standing),
+    Node(PeerIdentity, Standing),
 }
 
 async fn shake(
@@ -105,7 +105,7 @@ async fn shake(
             // Renewal of expired certificates comes with issue 3; until then
             // an expired one may do nothing.
             let standing = identity.standing(UnixTime::now(), Duration::ZERO);
-            Peer::Node(identity.node, standing)
+            Peer::Node(identity, standing)
         }
     };
     let stream: BoxIo = Box::new(stream);
@@ -133,11 +133,12 @@ async fn serve_peer(context: Arc<Context>, connection: Connection, peer: Peer, a
             let reason = enrol::serve(context, connection).await;
             log::debug!("{address}: {reason}");
         }
-        Peer::Node(node, Standing::Valid) => {
-            let reason = session::serve(context, connection, node.clone()).await;
+        Peer::Node(identity, Standing::Valid) => {
+            let node = identity.node.clone();
+            let reason = session::serve(context, connection, identity).await;
             log::info!("node {node} disconnected: {reason}");
         }
-        Peer::Node(node, _) => {
+        Peer::Node(PeerIdentity { node, .. }, _) => {
             log::warn!("node {node} at {address} was refused: its certificate has expired; join it again");
             connection.close().await;
         }

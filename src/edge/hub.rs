@@ -41,6 +41,7 @@ pub struct Hub {
     meta: Meta,
     up: Up,
     waiting: LatestReceiver<About, ()>,
+    epoch: u64,
 }
 
 impl Hub {
@@ -55,8 +56,9 @@ impl Hub {
         meta: Meta,
         up: Up,
         waiting: LatestReceiver<About, ()>,
+        epoch: u64,
     ) -> Hub {
-        Hub { tasks: tasks.clone(), identity, clock, data_dir, store, meta, up, waiting }
+        Hub { tasks: tasks.clone(), identity, clock, data_dir, store, meta, up, waiting, epoch }
     }
 
     /// Connects, serves, and connects again.
@@ -136,7 +138,7 @@ impl Hub {
         connection.send_plain(Body::Hello(Hello {
             version_min: VERSION_MIN,
             version_max: VERSION_MAX,
-            epoch: boot_epoch(),
+            epoch: self.epoch,
             generation: self.store.generation(),
             cluster: meta::synced_with(&self.store).map_err(say)?.unwrap_or_default(),
             digest_algorithm: DIGEST_ALGORITHM,
@@ -312,8 +314,13 @@ fn order(body: Body) -> Result<Order, String> {
     }
 }
 
-/// Grows with every start of the agent on a board whose clock works; the cloud
-/// only compares it within one node.
-fn boot_epoch() -> u64 {
-    u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or_default()
+/// The fact that counts the agent's starts.
+const EPOCH: &str = "edge/epoch";
+
+/// A number that grows with every start of the agent, whatever the clock says.
+pub async fn next_epoch(store: &Store) -> Result<u64, crate::store::StoreError> {
+    let before = store.fact(EPOCH)?.and_then(|bytes| Some(u64::from_be_bytes(bytes.try_into().ok()?)));
+    let epoch = before.unwrap_or_default().saturating_add(1);
+    store.set_fact(EPOCH, epoch.to_be_bytes().to_vec()).await?;
+    Ok(epoch)
 }

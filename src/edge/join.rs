@@ -72,6 +72,7 @@ pub async fn join(
     let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
     let mut said = String::new();
     loop {
+        let mut strangers = Vec::new();
         for endpoint in &code.endpoints {
             let outcome = match connect::connect(tasks, endpoint, &code.cluster, tls.clone()).await {
                 Ok(mut connection) => {
@@ -110,6 +111,12 @@ pub async fn join(
                 log::warn!("{line}; trying again");
                 said = line;
             }
+        }
+        // One address may belong to someone else by now; all of them hardly.
+        if strangers.len() == code.endpoints.len()
+            && let Some(stranger) = strangers.pop()
+        {
+            return Err(stranger);
         }
         smol::Timer::after(backoff.next_pause()).await;
     }

@@ -92,16 +92,19 @@ BinaryName = "{runc}"
         let path = std::env::var("PATH").unwrap_or_default();
         // Its own network namespace, entered again after a restart: containers live on in it.
         let netns = self.folder.join("netns");
-        let mut command = if netns.exists() {
+        if !netns.exists() {
+            std::fs::write(&netns, "").unwrap();
+            let made = Command::new("unshare").arg(format!("--net={}", netns.display())).arg("true").status();
+            assert!(made.unwrap().success(), "a network namespace for containerd");
+        }
+        let enter = || {
             let mut command = Command::new("nsenter");
             command.arg(format!("--net={}", netns.display()));
             command
-        } else {
-            std::fs::write(&netns, "").unwrap();
-            let mut command = Command::new("unshare");
-            command.arg(format!("--net={}", netns.display()));
-            command
         };
+        // containerd's streaming server listens on loopback.
+        assert!(enter().args(["ip", "link", "set", "lo", "up"]).status().unwrap().success(), "loopback");
+        let mut command = enter();
         let child = command
             .arg(self.bin.join("containerd"))
             .arg("--config")
@@ -185,13 +188,15 @@ impl Drop for Containerd {
         for mount in mounts {
             let _ = rustix::mount::unmount(mount, rustix::mount::UnmountFlags::DETACH);
         }
-        // Its pods' cgroups: of each controller (v1), or the one (v2).
-        let parent = super::cgroup_parent();
-        let parent = parent.trim_start_matches('/');
-        remove_cgroup(&Path::new("/sys/fs/cgroup").join(parent));
-        for controller in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            remove_cgroup(&controller.path().join(parent));
-        }
+        remove_cgroups(super::cgroup_parent().trim_start_matches('/'));
+    }
+}
+
+/// Removes a cgroup and those below it: of each controller (v1), or the one (v2).
+pub fn remove_cgroups(name: &str) {
+    remove_cgroup(&Path::new("/sys/fs/cgroup").join(name));
+    for controller in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+        remove_cgroup(&controller.path().join(name));
     }
 }
 

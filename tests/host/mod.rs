@@ -1,9 +1,17 @@
 //! What tests against real programs share. A test that lacks a program prints
 //! `SKIPPED: <test>: <what is missing>` and returns.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::panic)]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 pub mod board;
 pub mod containerd;
+pub mod world;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

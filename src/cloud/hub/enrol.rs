@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Context;
+use super::register::{self, Keeper};
 use crate::cloud::cluster::ClusterError;
 use crate::link::frame::{Join, Joined, Refused};
 use crate::link::{Body, Connection};
@@ -11,12 +12,14 @@ use crate::object::Key;
 use crate::trust::authority::NodeRequest;
 use crate::trust::clock::IssueTime;
 use crate::trust::code::{JoinSecret, SecretId};
-use crate::trust::names::NodeName;
+use crate::trust::names::{Fingerprint, NodeName};
 use crate::trust::record::{SecretRecord, redeem, secret_name};
 use crate::trust::{UnixTime, record};
 
 /// How long a board may take to ask.
 const ASK: Duration = Duration::from_secs(10);
+/// Tries of an exchange that others keep overtaking.
+const TRIES: usize = 8;
 /// How long a node's certificate lives.
 const NODE_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
 
@@ -29,10 +32,20 @@ enum EnrolError {
     Refused(#[from] record::Refusal),
     #[error("the request is not one: {0}")]
     Request(String),
-    #[error("the join code was used by someone else at the same time: make a new one")]
-    Raced,
+    #[error("there is a node {0} in the cluster that is not Holm's: choose another name with --node-name")]
+    Foreign(NodeName),
+    #[error(
+        "there is a node {0} already: choose another name with --node-name, or let this board take its place with a code from: holm token create --node {0}"
+    )]
+    Taken(NodeName),
     #[error("the cloud cannot issue a certificate now: {0}")]
     Cloud(String),
+}
+
+impl From<ClusterError> for EnrolError {
+    fn from(error: ClusterError) -> Self {
+        EnrolError::Cloud(error.to_string())
+    }
 }
 
 impl EnrolError {
@@ -65,29 +78,59 @@ async fn enrol(context: &Context, join: &Join) -> Result<(NodeName, Joined), Enr
     let node: NodeName = join.node.parse().map_err(|error| EnrolError::Request(format!("{error}")))?;
     let id: SecretId = join.secret_id.parse().map_err(|_| EnrolError::Unknown)?;
     let key = Key::core("secrets", record::NAMESPACE, &secret_name(&id)).map_err(|_| EnrolError::Unknown)?;
-    let cloud = |error: ClusterError| EnrolError::Cloud(error.to_string());
-    let secret = context.cluster.get(&key).await.map_err(cloud)?.ok_or(EnrolError::Unknown)?;
-    let known =
-        SecretRecord::from_secret(&secret.value).map_err(|error| EnrolError::Cloud(error.to_string()))?;
-    let request = NodeRequest::read(&join.request).map_err(|error| EnrolError::Request(error.to_string()))?;
-    let now = UnixTime::now();
-    let presented = JoinSecret::from_bytes(join.secret);
-    let redeemed = redeem(&known, &presented, &node, &request.key_fingerprint(), now)?;
-    let when = IssueTime::check(now, context.floor).map_err(|error| EnrolError::Cloud(error.to_string()))?;
-    let certificate = context
-        .authority
-        .issue_node(&node, &request, when, NODE_LIFE)
-        .map_err(|error| EnrolError::Cloud(error.to_string()))?;
-    // The code is used up before the certificate leaves.
-    if redeemed != known {
-        let mut value = secret.value.clone();
-        redeemed.write_to(&mut value);
-        match context.cluster.update(&secret, value).await {
-            Ok(_) => {}
-            Err(ClusterError::Conflict(_) | ClusterError::Missing(_)) => return Err(EnrolError::Raced),
-            Err(error) => return Err(cloud(error)),
+    // Of a board that asks twice at once, both get the same answer; of two
+    // boards, one.
+    for _ in 0..TRIES {
+        let secret = context.cluster.get(&key).await?.ok_or(EnrolError::Unknown)?;
+        let known =
+            SecretRecord::from_secret(&secret.value).map_err(|error| EnrolError::Cloud(error.to_string()))?;
+        let presented = JoinSecret::from_bytes(join.secret);
+        let request =
+            NodeRequest::read(&join.request).map_err(|error| EnrolError::Request(error.to_string()))?;
+        let fingerprint = request.key_fingerprint();
+        let now = UnixTime::now();
+        let redeemed = redeem(&known, &presented, &node, &fingerprint, now)?;
+        let when =
+            IssueTime::check(now, context.floor).map_err(|error| EnrolError::Cloud(error.to_string()))?;
+        let is_bound = redeemed.node.as_ref() == Some(&node);
+        place(context, &node, &fingerprint, is_bound).await?;
+        let certificate = context
+            .authority
+            .issue_node(&node, &request, when, NODE_LIFE)
+            .map_err(|error| EnrolError::Cloud(error.to_string()))?;
+        // The code is used up before the certificate leaves.
+        if redeemed != known {
+            let mut value = secret.value.clone();
+            redeemed.write_to(&mut value);
+            match context.cluster.update(&secret, value).await {
+                Err(ClusterError::Conflict(_)) => continue,
+                outcome => outcome?,
+            };
         }
+        let endpoints = context.endpoints.iter().map(ToString::to_string).collect();
+        return Ok((node, Joined { certificate: certificate.to_vec(), endpoints }));
     }
-    let endpoints = context.endpoints.iter().map(ToString::to_string).collect();
-    Ok((node, Joined { certificate: certificate.to_vec(), endpoints }))
+    Err(EnrolError::Cloud("too many boards ask with the same code at once".into()))
+}
+
+/// Sees to it that the board may have the name. The place of a node of ours
+/// is taken only with a code made for that node; from then on the key that
+/// had it is locked out.
+async fn place(
+    context: &Context,
+    node: &NodeName,
+    key: &Fingerprint,
+    is_bound: bool,
+) -> Result<(), EnrolError> {
+    let name = Key::core("nodes", "", node.as_str()).map_err(ClusterError::from)?;
+    let Some(known) = context.cluster.get(&name).await? else { return Ok(()) };
+    match register::keeper(&known.value, key) {
+        Keeper::ThisKey => Ok(()),
+        Keeper::NotOurs => Err(EnrolError::Foreign(node.clone())),
+        Keeper::AnotherKey if is_bound => {
+            context.cluster.update(&known, register::with_key(known.value.clone(), key)).await?;
+            Ok(())
+        }
+        Keeper::AnotherKey => Err(EnrolError::Taken(node.clone())),
+    }
 }

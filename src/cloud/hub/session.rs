@@ -8,6 +8,7 @@ use futures_lite::FutureExt;
 use serde_json::Value;
 
 use super::Context;
+use super::register::{self, Keeper};
 use crate::cloud::authorise::authorise;
 use crate::cloud::cluster::{ClusterError, Weight};
 use crate::cloud::nodes::{Attached, Order, encoded};
@@ -18,13 +19,15 @@ use crate::link::session::{KEEP_ALIVE, WINDOW};
 use crate::link::sync::{difference, set_digest};
 use crate::link::{Body, Connection, Heard, Holding};
 use crate::object::{Key, Object, Uid, codec};
-use crate::trust::names::NodeName;
+use crate::trust::certificate::PeerIdentity;
+use crate::trust::names::{Fingerprint, NodeName};
 
 /// How long a connected node may take to say `Hello`.
 const HELLO: Duration = Duration::from_secs(10);
 
 /// Serves a node until the connection ends; gives the reason.
-pub(super) async fn serve(context: Arc<Context>, mut connection: Connection, node: NodeName) -> String {
+pub(super) async fn serve(context: Arc<Context>, mut connection: Connection, peer: PeerIdentity) -> String {
+    let PeerIdentity { node, key_fingerprint: key, .. } = peer;
     let hello = match connection.first(HELLO).await {
         Ok(Body::Hello(hello)) => hello,
         Ok(_) => return "it did not begin with Hello".into(),
@@ -39,6 +42,11 @@ pub(super) async fn serve(context: Arc<Context>, mut connection: Connection, nod
         connection.close().await;
         return reason;
     };
+    if let Err(reason) = keeps_place(&context, &node, &key).await {
+        connection.send_plain(Body::Refused(Refused { reason: reason.clone(), permanent: false }));
+        connection.close().await;
+        return reason;
+    }
     let Some(attached) = context.nodes.attach(node.clone()).await else {
         return "the cloud is stopping".into();
     };
@@ -62,6 +70,7 @@ pub(super) async fn serve(context: Arc<Context>, mut connection: Connection, nod
     let mut session = Session {
         context,
         node,
+        key,
         attached,
         first: VecDeque::new(),
         inventory: (!in_sync).then(Vec::new),
@@ -72,6 +81,17 @@ pub(super) async fn serve(context: Arc<Context>, mut connection: Connection, nod
         session.first.push_back(First::Synced);
     }
     session.run(connection, &hello).await
+}
+
+/// The node must still be this key's, and Holm's.
+async fn keeps_place(context: &Context, node: &NodeName, key: &Fingerprint) -> Result<(), String> {
+    let name = Key::core("nodes", "", node.as_str()).map_err(|error| error.to_string())?;
+    let known = context.cluster.get(&name).await.map_err(|error| error.to_string())?;
+    match known.map(|known| register::keeper(&known.value, key)) {
+        None | Some(Keeper::ThisKey) => Ok(()),
+        Some(Keeper::NotOurs) => Err(format!("the cluster has a node {node} that is not Holm's")),
+        Some(Keeper::AnotherKey) => Err(format!("another board has taken the place of node {node}")),
+    }
 }
 
 /// What is to be sent before any order: the difference, then the word that it
@@ -85,6 +105,7 @@ enum First {
 struct Session {
     context: Arc<Context>,
     node: NodeName,
+    key: Fingerprint,
     attached: Attached,
     first: VecDeque<First>,
     /// The inventory as it arrives; `None` once it is whole, or not needed.
@@ -254,7 +275,7 @@ impl Session {
                 ignore_missing(cluster.remove(&key, &Uid(gone.uid.clone())).await)
             }
             (Body::Register(_), _, Some(content)) => {
-                Ok(super::register::register(cluster, &self.node, content).await?)
+                Ok(register::register(cluster, &self.node, &self.key, content).await?)
             }
             (Body::Event(happening), _, Some(content)) => self.record(happening, content).await,
             _ => Err(Failure::Refused("something that nodes do not say")),

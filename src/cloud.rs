@@ -93,8 +93,8 @@ pub enum CloudError {
     Key(#[from] KeyError),
 }
 
-/// Runs the cloud until `stop` ends.
-pub async fn run(options: Options, tasks: Tasks, stop: impl Future<Output = ()>) -> Result<(), CloudError> {
+/// Runs the cloud for ever; it returns only if it cannot start.
+pub async fn run(options: Options, tasks: Tasks) -> Result<(), CloudError> {
     // The ports first: an address in use is the commonest mistake.
     let hub_listener = net::listen("--listen", options.listen)?;
     let api_listener = net::listen("--api-listen", options.api_listen)?;
@@ -166,9 +166,7 @@ pub async fn run(options: Options, tasks: Tasks, stop: impl Future<Output = ()>)
         "a board joins with the code that this prints: holm token create --data-dir {}",
         options.data_dir.display()
     );
-    stop.await;
-    crate::notify::stopping();
-    Ok(())
+    futures_lite::future::pending().await
 }
 
 fn shared(listener: TcpListener) -> Result<Arc<Async<TcpListener>>, NetError> {

@@ -69,8 +69,8 @@ pub enum EdgeError {
 /// The data directory if none is given.
 pub const DATA_DIR: &str = "/var/lib/holm/edge";
 
-/// Runs the edge until `stop` ends.
-pub async fn run(options: Options, tasks: Tasks, stop: impl Future<Output = ()>) -> Result<(), EdgeError> {
+/// Runs the edge for ever; it returns only if it cannot start.
+pub async fn run(options: Options, tasks: Tasks) -> Result<(), EdgeError> {
     let api_listener = net::listen("--api-listen", options.api_listen)?;
     let api_address = net::local_address(&api_listener, options.api_listen);
     let store = Store::open(
@@ -152,9 +152,7 @@ pub async fn run(options: Options, tasks: Tasks, stop: impl Future<Output = ()>)
     );
     tasks.spawn("watchdog", crate::notify::watchdog());
     crate::notify::ready();
-    stop.await;
-    crate::notify::stopping();
-    Ok(())
+    futures_lite::future::pending().await
 }
 
 /// A board with a data directory of its own keeps everything in it; the

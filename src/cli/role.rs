@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use async_signal::{Signal, Signals};
-use futures_lite::StreamExt;
+use futures_lite::{FutureExt, StreamExt};
 
 use super::arguments::{Cloud, Edge, TokenCreate};
 use super::exit::Failure;
@@ -94,7 +94,7 @@ pub(super) fn cloud(arguments: Cloud) -> Result<(), Failure> {
         advertise,
         api_san,
     };
-    start(|tasks, stop| cloud::run(options, tasks, stop))
+    start(|tasks| cloud::run(options, tasks))
 }
 
 pub(super) fn edge(arguments: Edge) -> Result<(), Failure> {
@@ -121,7 +121,7 @@ pub(super) fn edge(arguments: Edge) -> Result<(), Failure> {
         runtime_endpoint: arguments.runtime_endpoint.unwrap_or_else(|| RUNTIME.into()),
         api_listen: api_listen.unwrap_or(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 10550)),
     };
-    start(|tasks, stop| edge::run(options, tasks, stop))
+    start(|tasks| edge::run(options, tasks))
 }
 
 /// The code itself, from a file, or from standard input. A board that has
@@ -164,21 +164,22 @@ pub(super) fn token(arguments: TokenCreate) -> Result<(), Failure> {
     super::out(&format!("{code}\n"))
 }
 
-/// Runs a role on this thread until it fails or is told to stop.
-fn start<F, E>(
-    role: impl FnOnce(Tasks, std::pin::Pin<Box<dyn Future<Output = ()>>>) -> F,
-) -> Result<(), Failure>
+/// Runs a role on this thread until it fails or is told to stop; told at any
+/// moment, also while it still waits to join.
+fn start<F, E>(role: impl FnOnce(Tasks) -> F) -> Result<(), Failure>
 where
     F: Future<Output = Result<(), E>>,
     Failure: From<E>,
 {
     crate::logger::start();
     let mut signals = Signals::new([Signal::Term, Signal::Int]).map_err(|error| Failure::failed(&error))?;
-    let stop = Box::pin(async move {
+    let stop = async {
         signals.next().await;
         log::info!("stopping");
-    });
+        crate::notify::stopping();
+        Ok(())
+    };
     let tasks = Tasks::default();
     let executor = tasks.executor().clone();
-    smol::block_on(executor.run(role(tasks, stop))).map_err(Failure::from)
+    smol::block_on(executor.run(stop.or(role(tasks)))).map_err(Failure::from)
 }

@@ -76,6 +76,7 @@ pub(super) async fn serve(context: Arc<Context>, mut connection: Connection, pee
         inventory: (!in_sync).then(Vec::new),
         belongs,
         refusals: 0,
+        registration: None,
     };
     if in_sync {
         session.first.push_back(First::Synced);
@@ -114,6 +115,9 @@ struct Session {
     /// dropped.
     belongs: bool,
     refusals: usize,
+    /// How the node last registered: if its object is removed while it is
+    /// connected, it is made again.
+    registration: Option<Value>,
 }
 
 enum Next {
@@ -241,8 +245,8 @@ impl Session {
         self.first.push_back(First::Synced);
     }
 
-    async fn act(&self, body: &Body) -> Result<(), Failure> {
-        let cluster = &self.context.cluster;
+    async fn act(&mut self, body: &Body) -> Result<(), Failure> {
+        let cluster = self.context.cluster.clone();
         let content = match body {
             Body::Status(status) => Some(&status.status),
             Body::Register(register) => Some(&register.node),
@@ -265,6 +269,9 @@ impl Session {
             (Body::Status(status), Some(key), Some(content)) => {
                 let uid = Uid(status.uid.clone());
                 let is_node = key.is("", "nodes");
+                if let (true, None, Some(node)) = (is_node, &object, &self.registration) {
+                    register::register(&cluster, &self.node, &self.key, node.clone()).await?;
+                }
                 let weight = match object.as_deref() {
                     Some(known) if is_node && only_heartbeat(known, &content) => Weight::Heartbeat,
                     _ => Weight::Change,
@@ -275,7 +282,8 @@ impl Session {
                 ignore_missing(cluster.remove(&key, &Uid(gone.uid.clone())).await)
             }
             (Body::Register(_), _, Some(content)) => {
-                Ok(register::register(cluster, &self.node, &self.key, content).await?)
+                self.registration = Some(content.clone());
+                Ok(register::register(&cluster, &self.node, &self.key, content).await?)
             }
             (Body::Event(happening), _, Some(content)) => self.record(happening, content).await,
             _ => Err(Failure::Refused("something that nodes do not say")),

@@ -7,6 +7,9 @@ use std::sync::Arc;
 use ::http::{Request, header};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{Config, TestRunner};
 use serde_json::Value;
 use smol::net::unix::UnixStream;
 use smol::{Executor, block_on};
@@ -164,6 +167,64 @@ fn a_watch_tells_of_entering_changing_and_leaving() {
             };
             assert!(number(&left) > number(&changed));
             events.expect("DELETED", "there").await;
+        }
+    });
+}
+
+/// What is done to one of three objects.
+#[derive(Clone, Debug)]
+enum Step {
+    Label(u8),
+    Annotate(u8),
+    Delete,
+}
+
+#[test]
+fn who_follows_a_watch_has_what_a_list_says() {
+    const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/default/leases";
+    let step = prop_oneof![
+        3 => (0..3u8).prop_map(Step::Label),
+        1 => any::<u8>().prop_map(Step::Annotate),
+        1 => Just(Step::Delete),
+    ];
+    let steps = prop::collection::vec((0..3usize, step), 1..6);
+    let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(48) });
+    with_api(async |bench| {
+        for _ in 0..48 {
+            let steps = steps.new_tree(&mut runner).unwrap().current();
+            let (_, list) = bench.get(LEASES).await;
+            let from = list["metadata"]["resourceVersion"].as_str().unwrap();
+            let selector = "labelSelector=step%20in%20(1,2)";
+            let mut events =
+                bench.watch(&format!("{LEASES}?watch=1&resourceVersion={from}&{selector}")).await;
+            for (at, step) in &steps {
+                let path = format!("{LEASES}/object-{at}");
+                let patch = match step {
+                    Step::Label(label) => json!({"metadata": {"labels": {"step": label.to_string()}}}),
+                    Step::Annotate(number) => json!({"metadata": {"annotations": {"n": number.to_string()}}}),
+                    Step::Delete => {
+                        bench.json("DELETE", &path, Value::Null).await;
+                        continue;
+                    }
+                };
+                bench.call("PATCH", &path, "application/apply-patch+yaml", &patch).await;
+            }
+            let end = json!({"metadata": {"name": "end", "labels": {"step": "1"}}});
+            bench.made(LEASES, end).await;
+            let mut known = std::collections::BTreeMap::new();
+            while !known.contains_key("end") {
+                let (kind, object) = events.next().await.unwrap();
+                let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+                let was_known = match kind.as_str() {
+                    "DELETED" => known.remove(&name).is_some(),
+                    _ => known.insert(name, object).is_some(),
+                };
+                assert_eq!(was_known, kind != "ADDED", "{kind} after {steps:?}");
+            }
+            let (_, list) = bench.get(&format!("{LEASES}?{selector}")).await;
+            let known: Vec<Value> = known.into_values().collect();
+            assert_eq!(list["items"], Value::from(known), "after {steps:?}");
+            bench.json("DELETE", LEASES, Value::Null).await;
         }
     });
 }

@@ -109,7 +109,7 @@ fn a_power_cut_without_the_cloud_brings_the_pod_back() {
         world.kill_edge();
         world.containerd.kill_containers();
         world.containerd.kill();
-        assert!(world.containerd.shims().is_empty());
+        world.until("everything to be dead", |world| world.containerd.shims().is_empty());
         world.containerd.up();
         world.start_edge(None);
         world.until("the pod to run again without the cloud", |world| {

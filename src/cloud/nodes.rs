@@ -34,7 +34,7 @@ pub enum Order {
 pub struct Attached {
     /// What the node is to hold.
     pub wanted: Set,
-    /// True once the lists behind `wanted` were read whole.
+    /// True if `wanted` is everything: nothing behind it could not be read.
     pub complete: bool,
     /// Everything that changes from then on. It ends when another session of
     /// the node takes over.
@@ -69,6 +69,7 @@ impl Nodes {
                 nodes: BTreeMap::new(),
                 named_by: BTreeMap::new(),
                 complete: false,
+                waiting: Vec::new(),
             };
             state.run(inbox).await;
         });
@@ -116,7 +117,10 @@ struct State {
     nodes: BTreeMap<String, Told>,
     /// Connected nodes by what their pods name.
     named_by: BTreeMap<Key, BTreeSet<String>>,
+    /// True once the pods were listed.
     complete: bool,
+    /// Sessions that came before that.
+    waiting: Vec<(NodeName, Sender<Attached>)>,
 }
 
 impl State {
@@ -126,7 +130,11 @@ impl State {
                 ToNodes::Seen { seen: Seen::Put(object), .. } => self.put(&object).await,
                 ToNodes::Seen { seen: Seen::Removed(object), .. } => self.removed(&object.key).await,
                 ToNodes::Seen { kind, seen: Seen::Listed(objects) } => self.listed(&kind, objects).await,
-                ToNodes::Attach { node, reply } => {
+                ToNodes::Attach { node, reply } => self.waiting.push((node, reply)),
+            }
+            // Before the pods are listed nobody can be told what to hold.
+            if self.complete {
+                for (node, reply) in std::mem::take(&mut self.waiting) {
                     let attached = self.attach(node.as_str()).await;
                     // A session that has gone meanwhile attaches again.
                     let _ = reply.try_send(attached);
@@ -205,12 +213,14 @@ impl State {
 
     /// Brings what a connected node is told in line with what it needs. Only
     /// `changed` and what the node does not hold yet is looked at again.
-    async fn refresh(&mut self, node: &str, changed: Option<&Arc<Object>>) {
+    /// False if something could not be read.
+    async fn refresh(&mut self, node: &str, changed: Option<&Arc<Object>>) -> bool {
         if self.nodes.get(node).is_some_and(|told| told.orders.is_closed()) {
             self.detach(node);
         }
         let wanted = self.wanted_keys(node);
-        let Some(told) = self.nodes.get_mut(node) else { return };
+        let Some(told) = self.nodes.get_mut(node) else { return true };
+        let mut complete = true;
         let unwanted: Vec<Key> = told.holds.keys().filter(|key| !wanted.contains(key)).cloned().collect();
         for key in unwanted {
             if let Some((uid, _)) = told.holds.remove(&key) {
@@ -236,6 +246,7 @@ impl State {
                 _ if told.holds.contains_key(key) => None,
                 _ => self.cluster.get(key).await.unwrap_or_else(|error| {
                     log::warn!("node {node} waits for {key}: {error}");
+                    complete = false;
                     None
                 }),
             };
@@ -248,6 +259,7 @@ impl State {
             }
         }
         told.names = wanted;
+        complete
     }
 
     fn wanted_keys(&self, node: &str) -> BTreeSet<Key> {
@@ -265,11 +277,11 @@ impl State {
         self.detach(node);
         let (orders, receiver) = Latest::new();
         self.nodes.insert(node.into(), Told { orders, holds: Set::new(), names: BTreeSet::new() });
-        self.refresh(node, None).await;
+        let complete = self.refresh(node, None).await;
         // What it holds it will be told by the difference, not by orders.
         receiver.clear();
         let wanted = self.nodes.get(node).map(|told| told.holds.clone()).unwrap_or_default();
-        Attached { wanted, complete: self.complete, orders: receiver }
+        Attached { wanted, complete, orders: receiver }
     }
 
     fn detach(&mut self, node: &str) {
@@ -295,3 +307,6 @@ pub fn encoded(object: &Object) -> Vec<u8> {
         other => crate::object::codec::encode(other),
     }
 }
+
+#[cfg(test)]
+mod tests;

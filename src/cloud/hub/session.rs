@@ -66,6 +66,8 @@ pub(super) async fn serve(context: Arc<Context>, mut connection: Connection, pee
         software: env!("CARGO_PKG_VERSION").into(),
     }));
     connection.agree(false, WINDOW, KEEP_ALIVE);
+    // Only what is known to be all of it is said to be all of it.
+    let is_whole = attached.complete;
     let belongs = hello.cluster.is_empty() || hello.cluster == context.cluster_uid.to_string();
     let mut session = Session {
         context,
@@ -78,7 +80,7 @@ pub(super) async fn serve(context: Arc<Context>, mut connection: Connection, pee
         refusals: 0,
         registration: None,
     };
-    if in_sync {
+    if in_sync && is_whole && belongs {
         session.first.push_back(First::Synced);
     }
     session.run(connection, &hello).await
@@ -242,7 +244,9 @@ impl Session {
         );
         self.first.extend(difference.drops.into_iter().map(First::Drop));
         self.first.extend(difference.puts.into_iter().map(First::Put));
-        self.first.push_back(First::Synced);
+        if complete {
+            self.first.push_back(First::Synced);
+        }
     }
 
     async fn act(&mut self, body: &Body) -> Result<(), Failure> {

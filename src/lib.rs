@@ -2,16 +2,35 @@
 //!
 //! The modules in reading order; `ARCHITECTURE.md` has the picture.
 
+// What everything speaks of: keys, revisions, values.
+pub mod object;
+
+// Objects with revisions and watches in one file.
+pub mod store;
+
+// The Kubernetes HTTP API over a store.
 pub mod apiserver;
-pub mod cli;
-pub mod cloud;
-pub mod cri;
-pub mod edge;
+
+// Who is who, and what time it may be.
+pub mod trust;
+
+// What both ends of the websocket share.
 pub mod link;
+
+// The client of the container runtime.
+pub mod cri;
+
+// Supervised tasks, listeners, signs of life, log lines.
 pub mod logger;
 pub mod net;
 pub mod notify;
-pub mod object;
-pub mod store;
 pub mod task;
-pub mod trust;
+
+// The mainland.
+pub mod cloud;
+
+// The island.
+pub mod edge;
+
+// What a person types.
+pub mod cli;

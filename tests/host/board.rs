@@ -160,6 +160,18 @@ impl Board {
         self.until(&what, check).await
     }
 
+    /// Waits until the pod's first container runs after at least that many restarts.
+    pub async fn until_running_again(&mut self, pod: &Object, restarts: u64) -> Value {
+        let what = format!("{} to run after {restarts} restarts", pod.key.name);
+        let check = |b: &mut Board| {
+            let status = b.statuses.get(&pod.uid)?;
+            let container = status.pointer("/containerStatuses/0")?;
+            let again = container["restartCount"].as_u64()? >= restarts;
+            (again && container["state"]["running"].is_object()).then(|| status.clone())
+        };
+        self.until(&what, check).await
+    }
+
     /// Waits until nothing is left of the pod.
     pub async fn until_removed(&mut self, pod: &Object) {
         let what = format!("{} to be removed", pod.key.name);

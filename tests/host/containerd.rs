@@ -117,11 +117,32 @@ BinaryName = "{runc}"
             .spawn()
             .unwrap();
         self.child = Some(child);
+        self.loopback_up(&netns);
         let until = Instant::now() + Duration::from_secs(20);
         while std::os::unix::net::UnixStream::connect(&socket).is_err() {
             let text = self.log();
             assert!(Instant::now() < until, "containerd came up; its log: {text}");
             pause(Duration::from_millis(10));
+        }
+    }
+
+    /// In a new network namespace even the loopback is down, and CRI's own server listens on it.
+    fn loopback_up(&self, netns: &Path) {
+        let busybox = self.bin.join("busybox");
+        let ip: &[&str] = match busybox.exists() {
+            true => &[busybox.to_str().unwrap(), "ip"],
+            false => &["ip"],
+        };
+        let until = Instant::now() + Duration::from_secs(5);
+        loop {
+            let mut command = Command::new("nsenter");
+            command.arg(format!("--net={}", netns.display())).args(ip).args(["link", "set", "lo", "up"]);
+            let done = command.stdin(Stdio::null()).stderr(Stdio::null()).status();
+            if done.is_ok_and(|s| s.success()) {
+                return;
+            }
+            assert!(Instant::now() < until, "nsenter and ip bring the loopback up");
+            pause(Duration::from_millis(2));
         }
     }
 

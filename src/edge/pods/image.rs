@@ -74,6 +74,14 @@ pub async fn ensure_pause(runtime: &cri::Runtime, name: &str) -> Result<(), cri:
     Ok(())
 }
 
+/// The sandbox image that a runtime says it could not get: containerd 2 tells its name nowhere
+/// else (`failed to get sandbox image "…"`).
+pub fn missing_pause(message: &str) -> Option<&str> {
+    let (_, after) = message.split_once("failed to get sandbox image \"")?;
+    let (name, _) = after.split_once('"')?;
+    Some(name).filter(|n| !n.is_empty() && n.len() < 256)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::env::tests::Objects;
@@ -96,6 +104,14 @@ mod tests {
         assert_eq!(of("library/a")[0].auth, "aaa");
         assert_eq!(of("a")[0].auth, "aaa");
         assert!(of("other.example/a").is_empty());
+    }
+
+    #[test]
+    fn the_missing_sandbox_image_is_named_by_the_runtime() {
+        let message = "failed to start sandbox \"39ec\": failed to get sandbox image \
+                       \"registry.k8s.io/pause:3.10\": failed to pull image: no route to host";
+        assert_eq!(missing_pause(message), Some("registry.k8s.io/pause:3.10"));
+        assert_eq!(missing_pause("failed to setup network"), None);
     }
 
     #[test]

@@ -173,8 +173,17 @@ async fn sandbox(context: &Context, attempt: u32) -> Step {
     let resolv = resolv.await.map_err(|e| refused(REASON, e))?;
     let cgroup = shared.cgroup(&context.uid).await.map_err(failed(REASON))?;
     let config = config::sandbox(&pod, attempt, &logs, &resolv, &cgroup);
-    shared.runtime.run_pod_sandbox(config).await.map_err(failed(REASON))?;
-    Ok(Outcome::Done)
+    let ran = match shared.runtime.run_pod_sandbox(config.clone()).await {
+        Err(e) => match image::missing_pause(&e.words()) {
+            Some(name) => {
+                image::ensure_pause(&shared.runtime, name).await.map_err(failed(REASON))?;
+                shared.runtime.run_pod_sandbox(config).await
+            }
+            None => Err(e),
+        },
+        ran => ran,
+    };
+    ran.map(|_| Outcome::Done).map_err(failed(REASON))
 }
 
 /// The host's resolv.conf; behind systemd-resolved's local stub, which a pod cannot reach, the

@@ -219,9 +219,11 @@ async fn bind(cluster: &Cluster, pod: &Object, node: &str) -> Result<(), Cluster
     set_scheduled(&mut value, json!({"status": "True"}));
     match cluster.update(pod, value).await {
         // Changed or removed meanwhile: its change is on its way here.
-        Err(ClusterError::Conflict(_) | ClusterError::Missing(_)) => Ok(()),
-        outcome => outcome.map(|_| ()),
-    }
+        Err(ClusterError::Conflict(_) | ClusterError::Missing(_)) => return Ok(()),
+        outcome => outcome?,
+    };
+    let message = format!("Successfully assigned {}/{} to {node}", pod.key.namespace, pod.key.name);
+    record(cluster, pod, "Normal", "Scheduled", &message).await
 }
 
 fn set_scheduled(pod: &mut Value, mut condition: Value) {
@@ -250,12 +252,24 @@ async fn complain(cluster: &Cluster, pod: &Object, reason: &str) -> Result<(), C
         Err(ClusterError::Conflict(_) | ClusterError::Missing(_)) => return Ok(()),
         outcome => outcome?,
     };
+    record(cluster, pod, "Warning", "FailedScheduling", reason).await
+}
+
+/// Makes an Event about a pod, in kube-scheduler's words.
+async fn record(
+    cluster: &Cluster,
+    pod: &Object,
+    kind: &str,
+    reason: &str,
+    message: &str,
+) -> Result<(), ClusterError> {
     let now = now_rfc3339();
     let name = format!("{}.{:016x}", pod.key.name, fastrand::u64(..));
     let event = json!({
-        "apiVersion": "v1", "kind": "Event", "type": "Warning", "reason": "FailedScheduling", "message": reason,
+        "apiVersion": "v1", "kind": "Event", "type": kind, "reason": reason, "message": message,
         "involvedObject": {
-            "apiVersion": "v1", "kind": "Pod", "namespace": pod.key.namespace, "name": pod.key.name, "uid": pod.uid.0,
+            "apiVersion": "v1", "kind": "Pod", "namespace": pod.key.namespace, "name": pod.key.name,
+            "uid": pod.uid.0,
         },
         "source": {"component": NAME}, "reportingComponent": NAME, "reportingInstance": "",
         "firstTimestamp": now, "lastTimestamp": now, "count": 1,

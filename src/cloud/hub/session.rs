@@ -268,6 +268,10 @@ impl Session {
             Some(key) => cluster.get(key).await?,
             None => None,
         };
+        // The last words about a pod that was removed meanwhile.
+        if matches!(body, Body::Event(_)) && key.is_some() && object.is_none() {
+            return Ok(());
+        }
         authorise(&self.node, body, object.as_deref(), content.as_ref()).map_err(Failure::Refused)?;
         match (body, key, content) {
             (Body::Status(status), Some(key), Some(content)) => {

@@ -78,6 +78,9 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), EdgeError> {
         store::Options { history: 256, watch_queue: 256, ..Default::default() },
     )?;
     let runtime = Runtime::new(tasks.executor().clone(), &options.runtime_endpoint)?;
+    // The service is up from here on, though joining may wait for a network.
+    tasks.spawn("watchdog", crate::notify::watchdog());
+    crate::notify::ready();
     let clock = Clock::new(identity::read_floor(&options.data_dir)?);
 
     let identity =
@@ -150,8 +153,6 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), EdgeError> {
         "the board's own API is at http://{api_address}; look with: holm get pods --data-dir {}",
         options.data_dir.display()
     );
-    tasks.spawn("watchdog", crate::notify::watchdog());
-    crate::notify::ready();
     futures_lite::future::pending().await
 }
 

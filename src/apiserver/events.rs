@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures_lite::FutureExt;
+use futures_lite::{FutureExt, future};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
@@ -49,7 +49,8 @@ async fn round(store: &Store) -> Result<(), StoreError> {
                 Ok(change) if change.removed => count = count.saturating_sub(1),
                 Ok(change) if change.previous.is_none() => count += 1,
                 Ok(_) => (),
-                Err(Gone) => return,
+                // Too many at once for the watch: the minute will do.
+                Err(Gone) => future::pending().await,
             }
         }
     };

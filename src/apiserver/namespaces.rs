@@ -1,5 +1,6 @@
 //! The end of a namespace: first what is in it goes, then the namespace.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_lite::FutureExt;
@@ -8,7 +9,7 @@ use serde_json::{Value, json};
 use super::delete::{Options, delete_object};
 use super::registry::{self, ROWS, Row};
 use super::status::ApiError;
-use crate::object::Object;
+use crate::object::{Object, Uid};
 use crate::store::{Action, Durability, Expect, Scope, Store, Write, WriteError};
 
 /// While a namespace waits for its pods, it is looked at this often.
@@ -23,8 +24,9 @@ fn row() -> Option<&'static Row> {
 /// Empties and removes namespaces that are terminating, for as long as it is
 /// polled.
 pub async fn run(store: Store) {
+    let mut empty = BTreeSet::new();
     loop {
-        match round(&store).await {
+        match round(&store, &mut empty).await {
             Ok(()) => (),
             Err(error) => {
                 log::warn!("namespaces that are to be deleted stay: {error}");
@@ -34,16 +36,29 @@ pub async fn run(store: Store) {
     }
 }
 
-/// One look at all namespaces, then a wait for something to do.
-async fn round(store: &Store) -> Result<(), ApiError> {
+/// One look at all namespaces, then a wait for something to do. `empty` has
+/// those in which nothing was found the last time.
+async fn round(store: &Store, empty: &mut BTreeSet<Uid>) -> Result<(), ApiError> {
     let (listing, mut watch) = store.list_and_watch(Scope::all("", "namespaces"))?;
     let mut is_waiting = false;
+    let mut empty_now = BTreeSet::new();
     for space in listing.objects.iter().filter(|space| space.is_terminating()) {
-        is_waiting |= !finish(store, space).await?;
+        if !clear(store, space).await? {
+            is_waiting = true;
+        } else if empty.contains(&space.uid) {
+            is_waiting |= !remove(store, space).await?;
+        } else {
+            // What was let in just before the end may be on its way.
+            empty_now.insert(space.uid.clone());
+            is_waiting = true;
+        }
     }
+    *empty = empty_now;
     let change = async {
-        // Also when the watch has ended: the next round begins a new one.
-        let _ = watch.next().await;
+        // The watch has ended; should the store have too, that is no reason to hurry.
+        if watch.next().await.is_err() {
+            smol::Timer::after(LATER).await;
+        }
     };
     match is_waiting {
         true => {
@@ -57,9 +72,8 @@ async fn round(store: &Store) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Deletes what is in a namespace, and then the namespace. False if something
-/// is still there.
-async fn finish(store: &Store, space: &Object) -> Result<bool, ApiError> {
+/// Deletes what is in a namespace. False if something was there.
+async fn clear(store: &Store, space: &Object) -> Result<bool, ApiError> {
     let mut is_empty = true;
     for row in ROWS.iter().filter(|row| row.namespaced) {
         let mut scope = Scope::all(row.group, row.resource);
@@ -75,10 +89,12 @@ async fn finish(store: &Store, space: &Object) -> Result<bool, ApiError> {
             }
         }
     }
-    // What was deleted just now is looked for once more before the end.
-    if !is_empty {
-        return Ok(false);
-    }
+    Ok(is_empty)
+}
+
+/// Removes an empty namespace, or says that only its finalizers hold it. False
+/// if it has changed meanwhile.
+async fn remove(store: &Store, space: &Object) -> Result<bool, ApiError> {
     let is_held = space
         .value
         .pointer("/metadata/finalizers")

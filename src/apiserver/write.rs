@@ -105,18 +105,28 @@ fn prepare_new(row: &Row, namespace: Option<&str>, value: &mut Value) -> Result<
 
 /// 422 unless the object keeps its kind's rules, and may follow `old`.
 fn check(row: &Row, value: &Value, old: Option<&Value>) -> Result<(), ApiError> {
-    if depth(value) > codec::MAX_DEPTH - 2 {
-        return Err(ApiError::bad_request("the object nests too deeply"));
-    }
+    check_depth(value)?;
     let mut causes = Causes::default();
     validate::metadata(row, value, &mut causes);
     (row.validate)(value, &mut causes);
     if let Some(old) = old {
         (row.validate_update)(old, value, &mut causes);
     }
+    refuse(row, value, &causes)
+}
+
+fn refuse(row: &Row, value: &Value, causes: &Causes) -> Result<(), ApiError> {
     match causes.0.is_empty() {
         true => Ok(()),
         false => Err(ApiError::invalid(row, meta_str(value, "name").unwrap_or_default(), &causes.0)),
+    }
+}
+
+/// 400 for what the store could not read back.
+fn check_depth(value: &Value) -> Result<(), ApiError> {
+    match depth(value) > codec::MAX_DEPTH - 2 {
+        true => Err(ApiError::bad_request("the object nests too deeply")),
+        false => Ok(()),
     }
 }
 
@@ -368,7 +378,10 @@ fn prepare_update(
                 }
             }
             *value = next;
-            return check(row, value, None);
+            check_depth(value)?;
+            let mut causes = Causes::default();
+            validate::metadata(row, value, &mut causes);
+            return refuse(row, value, &causes);
         }
         Some("finalize") => {
             let mut next = old.clone();

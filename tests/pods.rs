@@ -437,3 +437,40 @@ fn a_pod_on_the_hosts_network_has_the_hosts_address() {
         assert!(status["message"].as_str().unwrap().contains("nfs"), "{status:#}");
     });
 }
+
+#[test]
+fn a_pod_that_is_wanted_again_comes_back() {
+    on_a_board("a_pod_that_is_wanted_again_comes_back", async |tasks, folder, containerd| {
+        let left_over = folder.join("data/pods/left-over/volumes/v");
+        std::fs::create_dir_all(&left_over).unwrap();
+        let mut board = Board::start(tasks, folder, containerd);
+        board.ready(containerd).await;
+        let pod = pod("again", "exec /bin/busybox sleep 1000", json!({}));
+        board.desire(&pod).await;
+        board.until_at(&pod, "/phase", json!("Running")).await;
+        // While it is being taken down.
+        board.pods.send(ToPods::Gone(pod.key.clone(), pod.uid.clone())).await;
+        smol::Timer::after(Duration::from_millis(100)).await;
+        board.desire(&pod).await;
+        board.until_running_again(&pod, 1).await;
+        assert!(board.removed.is_empty());
+        // After it is gone.
+        board.pods.send(ToPods::Gone(pod.key.clone(), pod.uid.clone())).await;
+        board.until_removed(&pod).await;
+        board.statuses.clear();
+        board.desire(&pod).await;
+        board.until_at(&pod, "/phase", json!("Running")).await;
+        // Folders that belong to no pod go, once that is known.
+        assert!(left_over.exists());
+        board.pods.send(ToPods::Known).await;
+        host::until("the left-over folder to go", async || (!left_over.exists()).then_some(())).await;
+        assert!(folder.join("data/pods").join(&pod.uid.0).exists());
+        // One that does not read as a pod can be deleted all the same.
+        let mut broken = host::board::pod("broken", "", json!({ "volumes": [{ "name": "v", "nfs": {} }] }));
+        board.desire(&broken).await;
+        board.until_at(&broken, "/reason", json!("InvalidPod")).await;
+        broken.value["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        board.desire(&broken).await;
+        board.until_removed(&broken).await;
+    });
+}

@@ -222,6 +222,7 @@ pub fn start(
         shared,
         pods: BTreeMap::new(),
         known: false,
+        swept: false,
         away: false,
         ended,
         last_told: Duration::ZERO,
@@ -243,6 +244,8 @@ struct Manager {
     shared: Arc<Shared>,
     pods: BTreeMap<Uid, Entry>,
     known: bool,
+    /// Folders that are left over were removed.
+    swept: bool,
     /// The runtime did not answer the last listing.
     away: bool,
     ended: async_channel::Sender<Uid>,
@@ -285,14 +288,20 @@ impl Manager {
             };
             match message.or(end).or(ring).or(time).await {
                 Woken::Message(message) => {
-                    if matches!(message, ToPods::Known) {
+                    let known = matches!(message, ToPods::Known);
+                    self.told(message);
+                    if known {
                         self.known = true;
                         listed = self.list().await;
                     }
-                    self.told(message);
                 }
                 Woken::Ended(uid) => {
-                    self.pods.remove(&uid);
+                    if let Some(entry) = self.pods.remove(&uid)
+                        && !entry.mailbox.is_gone()
+                    {
+                        // Wanted again after its worker had ended.
+                        self.spawn(entry.key, uid, entry.mailbox);
+                    }
                 }
                 Woken::List => listed = self.list().await,
                 Woken::Closed => return,
@@ -332,10 +341,24 @@ impl Manager {
         }
         let mailbox = Arc::new(Mailbox::default());
         tell(&mailbox);
+        self.spawn(key.clone(), uid.clone(), mailbox);
+    }
+
+    fn spawn(&mut self, key: Key, uid: Uid, mailbox: Arc<Mailbox>) {
         let task = tend(self.shared.clone(), key.clone(), uid.clone(), mailbox.clone(), self.ended.clone());
         let task = self.shared.executor.spawn(task);
-        let entry = Entry { mailbox, key: key.clone(), seen: watch::Fingerprint::default(), _task: task };
-        self.pods.insert(uid.clone(), entry);
+        let entry = Entry { mailbox, key, seen: watch::Fingerprint::default(), _task: task };
+        self.pods.insert(uid, entry);
+    }
+
+    /// Removes the folders of pods that neither the runtime nor anyone else knows any more.
+    async fn sweep(&self) {
+        let data_dir = self.shared.options.data_dir.clone();
+        let uids: std::collections::BTreeSet<String> = self.pods.keys().map(|u| u.0.clone()).collect();
+        let swept = smol::unblock(move || volume::sweep(&data_dir, &uids)).await;
+        if let Err(e) = swept {
+            log::warn!("{e}");
+        }
     }
 
     /// Lists everything of Holm's, tells workers what changed and judges what is left over.
@@ -363,6 +386,9 @@ impl Manager {
                             self.entry(&leftover.key, &uid, Mailbox::gone);
                         }
                     }
+                    if !std::mem::replace(&mut self.swept, true) {
+                        self.sweep().await;
+                    }
                 }
             }
             Err(e) => {
@@ -387,8 +413,11 @@ async fn tend(
     loop {
         let worker = worker::run(shared.clone(), key.clone(), uid.clone(), mailbox.clone());
         if AssertUnwindSafe(worker).catch_unwind().await.is_ok() {
-            let _ = ended.send(uid).await;
-            return;
+            if mailbox.is_gone() {
+                let _ = ended.send(uid).await;
+                return;
+            }
+            continue; // wanted again in this very moment
         }
         log::error!("pod {}/{}: its task failed; again in {pause:?}", key.namespace, key.name);
         smol::Timer::after(pause).await;

@@ -71,10 +71,14 @@ pub enum Action {
         /// What it gets to stop by itself.
         grace: Duration,
     },
-    /// Remove an ended container.
+    /// Remove an ended container and what it left on disk.
     Remove {
         /// The run's identifier.
         id: String,
+        /// The container's name.
+        name: String,
+        /// Which run of it.
+        restart: u32,
     },
     /// Stop a sandbox: give its network back.
     StopSandbox {
@@ -99,7 +103,7 @@ impl Action {
             Action::Sandbox { .. } => Work::Sandbox,
             Action::Start { name, .. } => Work::Start(name.clone()),
             Action::Stop { id, grace } => Work::Stop(id.clone(), *grace),
-            Action::Remove { id } => Work::Remove(id.clone()),
+            Action::Remove { id, .. } => Work::Remove(id.clone()),
             Action::StopSandbox { id } => Work::StopSandbox(id.clone()),
             Action::TearDown { id } => Work::TearDown(id.clone()),
             Action::Discard => Work::Discard,
@@ -175,6 +179,10 @@ fn restarts(policy: RestartPolicy, run: &Instance) -> bool {
     }
 }
 
+fn remove(run: &Instance) -> Action {
+    Action::Remove { id: run.id.clone(), name: run.name.clone(), restart: run.restart }
+}
+
 struct Planner<'a> {
     observed: &'a Observed,
     now: Time,
@@ -237,7 +245,7 @@ impl Planner<'_> {
         }
         for run in &observed.containers {
             if !observed.sandboxes.iter().any(|s| s.id == run.sandbox_id) {
-                self.act(Action::Remove { id: run.id.clone() });
+                self.act(remove(run));
             }
         }
         let removing = |w: &Work| {
@@ -329,10 +337,10 @@ impl Planner<'_> {
             let newer = newer.count();
             match run.state {
                 State::Running | State::Unknown if newer > 0 => self.stop_run(run, pod.grace()),
-                State::Exited if newer > 1 || stray => self.act(Action::Remove { id: run.id.clone() }),
+                State::Exited if newer > 1 || stray => self.act(remove(run)),
                 // Made, but the start never came; its name is in the way of the next try.
                 State::Created if !self.busy(|w| *w == Work::Start(run.name.clone())) => {
-                    self.act(Action::Remove { id: run.id.clone() });
+                    self.act(remove(run));
                 }
                 _ => {}
             }

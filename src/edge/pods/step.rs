@@ -90,10 +90,7 @@ pub async fn perform(context: Context, action: Action) -> Outcome {
             let stopped = context.shared.runtime.stop_container(id, *grace).await;
             stopped.map(|()| Outcome::Done).map_err(failed("FailedKillPod"))
         }
-        Action::Remove { id } => {
-            let removed = context.shared.runtime.remove_container(id).await;
-            removed.map(|()| Outcome::Done).map_err(failed("FailedKillPod"))
-        }
+        Action::Remove { id, name, restart } => remove(&context, id, name, *restart).await,
         Action::StopSandbox { id } => {
             let stopped = context.shared.runtime.stop_pod_sandbox(id).await;
             stopped.map(|()| Outcome::Done).map_err(failed("FailedKillPod"))
@@ -252,6 +249,24 @@ fn mount(container_path: &str, host_path: &Path) -> v1::Mount {
         host_path: host_path.display().to_string(),
         ..Default::default()
     }
+}
+
+async fn remove(context: &Context, id: &str, name: &str, restart: u32) -> Step {
+    context.shared.runtime.remove_container(id).await.map_err(failed("FailedKillPod"))?;
+    // A container that is restarted for years must not fill the disk.
+    let message = context.folder().message(name, restart);
+    let log = context.pod.as_ref().map(|pod| {
+        let folder = context.shared.options.log_dir.join(config::log_folder(pod));
+        folder.join(name).join(format!("{restart}.log"))
+    });
+    smol::unblock(move || {
+        for path in [Some(message), log].into_iter().flatten() {
+            // Gone already, or gone with the pod's folder later.
+            let _ = std::fs::remove_file(path);
+        }
+    })
+    .await;
+    Ok(Outcome::Done)
 }
 
 async fn tear_down(context: &Context, id: &str) -> Step {

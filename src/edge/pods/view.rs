@@ -449,8 +449,11 @@ impl Pod {
             return Some("spec.containers is empty".into());
         }
         // Names become parts of paths.
-        if !is_plain(&self.metadata.uid) {
-            return Some(format!("metadata.uid {:?} is empty or a path", self.metadata.uid));
+        let meta = &self.metadata;
+        for (field, value) in [("name", &meta.name), ("namespace", &meta.namespace), ("uid", &meta.uid)] {
+            if !is_plain(value) {
+                return Some(format!("metadata.{field} {value:?} is empty or a path"));
+            }
         }
         let mut names = std::collections::BTreeSet::new();
         for container in spec.init_containers.iter().chain(&spec.containers) {

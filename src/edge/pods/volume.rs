@@ -319,6 +319,21 @@ impl Folder {
     }
 }
 
+/// Removes the folders of all pods but those with these uids.
+///
+/// # Errors
+/// [`VolumeError::Disk`]: the first one that could not be removed, after all were tried.
+pub fn sweep(data_dir: &Path, keep: &BTreeSet<String>) -> Result<(), VolumeError> {
+    let mut outcome = Ok(());
+    for entry in fs::read_dir(data_dir.join("pods")).into_iter().flatten().flatten() {
+        let uid = entry.file_name().to_string_lossy().into_owned();
+        if !keep.contains(&uid) {
+            outcome = outcome.and(Folder::new(data_dir, &uid).remove());
+        }
+    }
+    outcome
+}
+
 /// Writes a small file unless it holds just that.
 ///
 /// # Errors

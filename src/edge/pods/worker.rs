@@ -72,8 +72,14 @@ impl Mailbox {
     pub fn desired(&self, object: Arc<Object>) {
         self.put(|m| {
             m.desired = Some(object);
+            m.gone = false;
             m.news.desired = true;
         });
+    }
+
+    /// Whether the last word was that the pod is not wanted.
+    pub fn is_gone(&self) -> bool {
+        self.mail.lock().unwrap_or_else(PoisonError::into_inner).gone
     }
 
     /// The pod is not wanted any more.
@@ -107,6 +113,7 @@ pub async fn run(shared: Arc<Shared>, key: Key, uid: Uid, mailbox: Arc<Mailbox>)
         mailbox,
         pod: None,
         invalid: None,
+        ending: false,
         gone: false,
         observed: Observed::default(),
         stopped: BTreeSet::new(),
@@ -148,6 +155,8 @@ struct Worker {
     pod: Option<Arc<Pod>>,
     /// Why the object cannot run here as it is written.
     invalid: Option<String>,
+    /// Its deletion was asked for.
+    ending: bool,
     gone: bool,
     observed: Observed,
     /// Sandboxes that were stopped by a step.
@@ -177,11 +186,17 @@ impl Worker {
     /// Takes in what was told.
     fn take(&mut self, mail: Mail, first: bool) {
         let news = mail.news;
+        if self.gone && !mail.gone {
+            // Wanted again before it was gone.
+            (self.told_removed, self.tearing_down) = (false, false);
+            self.observed.volumes = Volumes::Unknown;
+        }
         self.gone = mail.gone;
         if let Some(object) = mail.desired.filter(|_| news.desired || first) {
             if self.previous.is_none() {
                 self.previous = object.value.get("status").filter(|s| s.is_object()).cloned();
             }
+            self.ending = object.is_terminating();
             match Pod::of(&object) {
                 Ok(pod) => {
                     let pod = Arc::new(pod);
@@ -229,7 +244,8 @@ impl Worker {
 
     fn desired(&self) -> Option<Desired<'_>> {
         let pod = self.pod.as_deref();
-        if self.gone {
+        // One that is to be deleted goes, whether or not its object reads.
+        if self.gone || self.ending && self.invalid.is_some() {
             let grace = pod.map_or(DEFAULT_GRACE, Pod::grace);
             return Some(Desired::Stop { grace, pod });
         }

@@ -127,7 +127,7 @@ impl Model {
                 }
             }
             Action::Stop { id, .. } => self.exit(|r| r.id == id, 137),
-            Action::Remove { id } => {
+            Action::Remove { id, .. } => {
                 let run = o.containers.iter().find(|c| c.id == id);
                 assert!(run.is_none_or(|r| r.state != State::Running), "a running container removed");
                 o.containers.retain(|c| c.id != id);

@@ -16,10 +16,17 @@ pub const NODE: &str = "island";
 pub struct World {
     pub folder: PathBuf,
     pub containerd: Containerd,
+    /// What each role is started from.
+    programs: Programs,
     cloud: Option<Child>,
     edge: Option<Child>,
     hub: u16,
     api: u16,
+}
+
+struct Programs {
+    cloud: PathBuf,
+    edge: PathBuf,
 }
 
 /// A port that nothing listens on now.
@@ -28,8 +35,16 @@ pub fn free_port() -> u16 {
 }
 
 /// The program under test.
+pub fn program() -> PathBuf {
+    std::env::var_os("HOLM_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_holm").into()).into()
+}
+
+/// A command of the program under test.
 pub fn holm() -> Command {
-    let program = std::env::var_os("HOLM_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_holm").into());
+    command(&program())
+}
+
+fn command(program: &Path) -> Command {
     let mut command = Command::new(program);
     command.stdin(Stdio::null()).env_remove("HOLM_JOIN").env_remove("KUBECONFIG");
     command
@@ -51,7 +66,29 @@ impl World {
             runtime.import_image(IMAGE, &image).await.unwrap();
         }));
         let (hub, api) = (free_port(), free_port());
-        Ok(World { folder: folder.into(), containerd, cloud: None, edge: None, hub, api })
+        let programs = Programs { cloud: program(), edge: program() };
+        Ok(World { folder: folder.into(), containerd, programs, cloud: None, edge: None, hub, api })
+    }
+
+    /// Starts each role from its own copy of the program from now on, so that
+    /// the kernel counts no page of it as shared between them.
+    pub fn own_copies(&mut self) {
+        let copy = |role: &str| {
+            let path = self.folder.join(format!("holm-{role}"));
+            std::fs::copy(program(), &path).unwrap();
+            path
+        };
+        self.programs = Programs { cloud: copy("cloud"), edge: copy("edge") };
+    }
+
+    /// The cloud's process.
+    pub fn cloud_pid(&self) -> u32 {
+        self.cloud.as_ref().unwrap().id()
+    }
+
+    /// The edge's process.
+    pub fn edge_pid(&self) -> u32 {
+        self.edge.as_ref().unwrap().id()
     }
 
     /// The cloud's data directory.
@@ -74,14 +111,19 @@ impl World {
 
     /// Starts the cloud and waits for its API.
     pub fn start_cloud(&mut self) {
-        let mut command = holm();
+        self.spawn_cloud();
+        self.until("the cloud's API", |world| world.kubectl(&["get", "namespaces"]).status.success());
+    }
+
+    /// Starts the cloud and does not wait.
+    pub fn spawn_cloud(&mut self) {
+        let mut command = command(&self.programs.cloud);
         command
             .args(["cloud", "--data-dir"])
             .arg(self.cloud_dir())
             .arg(format!("--listen=127.0.0.1:{}", self.hub))
             .arg(format!("--api-listen=127.0.0.1:{}", self.api));
         self.cloud = Some(self.spawn("cloud.log", &mut command));
-        self.until("the cloud's API", |world| world.kubectl(&["get", "namespaces"]).status.success());
     }
 
     /// A join code of the cloud.
@@ -94,7 +136,7 @@ impl World {
 
     /// The edge's command line.
     pub fn edge_command(&self) -> Command {
-        let mut command = holm();
+        let mut command = command(&self.programs.edge);
         command.args(["edge", "--api-listen=127.0.0.1:0", "--data-dir"]).arg(self.edge_dir()).args([
             "--node-name",
             NODE,
@@ -138,6 +180,16 @@ impl World {
     /// Kills the edge (SIGKILL).
     pub fn kill_edge(&mut self) {
         kill(&mut self.edge);
+    }
+
+    /// Stops the cloud (SIGTERM) and waits for its end.
+    pub fn stop_cloud(&mut self) {
+        stop(&mut self.cloud);
+    }
+
+    /// Stops the edge (SIGTERM) and waits for its end.
+    pub fn stop_edge(&mut self) {
+        stop(&mut self.edge);
     }
 
     /// Removes an edge's memory: identity, store and volumes.
@@ -230,6 +282,14 @@ impl Drop for World {
             let pod = format!("holm/pod{}", pod.file_name().to_string_lossy());
             super::containerd::remove_cgroups(&pod);
         }
+    }
+}
+
+fn stop(child: &mut Option<Child>) {
+    if let Some(mut child) = child.take() {
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        child.wait().unwrap();
     }
 }
 

@@ -38,7 +38,8 @@ const STARTS: usize = 7;
 const PODS: usize = 10;
 /// Pods that go through the scheduler and are deleted again.
 const SCHEDULED: usize = 5;
-/// How long nothing happens while processor and flash are counted.
+/// How long nothing happens while processor and flash are counted, unless
+/// `--window SECONDS` says otherwise.
 const WINDOW: Duration = Duration::from_secs(60);
 /// How long things may settle before that.
 const SETTLE: Duration = Duration::from_secs(8);
@@ -92,6 +93,8 @@ mod budget {
 
 fn main() -> std::process::ExitCode {
     let as_json = std::env::args().any(|argument| argument == "--json");
+    let seconds = std::env::args().skip_while(|argument| argument != "--window").nth(1);
+    let window = seconds.map_or(WINDOW, |text| Duration::from_secs(text.parse().expect("--window SECONDS")));
     let folder = host::scratch("bench");
     let mut world = match World::new(&folder) {
         Ok(world) => world,
@@ -114,25 +117,26 @@ fn main() -> std::process::ExitCode {
             .budget(budget::PROGRAM_MIB),
     );
     starts(&mut world, &tasks, &mut figures, &step);
-    idle(&world, 0, &mut figures, &step);
+    idle(&world, 0, window, &mut figures, &step);
     step("starting pods, each after a bare one");
     pods::measure(&world, &tasks, &mut figures);
-    idle(&world, 1, &mut figures, &step);
+    idle(&world, 1, window, &mut figures, &step);
 
     let conditions = json!({
         "program": std::env::var("HOLM_BIN").unwrap_or_else(|_| "a debug build".into()),
         "bytes": bytes, "processors": std::thread::available_parallelism().map_or(0, usize::from),
         "architecture": std::env::consts::ARCH, "load_average": [load_before, load()],
-        "idle_window_seconds": WINDOW.as_secs(), "seconds": started.elapsed().as_secs(),
+        "idle_window_seconds": window.as_secs(), "seconds": started.elapsed().as_secs(),
     });
     println!();
     println!(
-        "{} {bytes} bytes; {} processors, {}; load average {} before, {} after",
+        "{} {bytes} bytes; {} processors, {}; load average {} before, {} after; idle windows of {} s",
         conditions["program"].as_str().unwrap_or_default(),
         conditions["processors"],
         std::env::consts::ARCH,
         conditions["load_average"][0].as_str().unwrap_or_default(),
         conditions["load_average"][1].as_str().unwrap_or_default(),
+        window.as_secs(),
     );
     println!("\n{}", table::draw(&figures));
     println!("{}", NOTES.trim());
@@ -149,7 +153,7 @@ KubeEdge: HEAD of August 2026, measured on 2 x86-64 cores with Kubernetes 1.36; 
 service account token, as this release mounts none (with one KubeEdge takes 563 and 931 ms).
 Its cloud's memory is cloudcore's alone, without the API server and etcd that it needs.
 Each role runs from its own copy of the program. Processor time and bytes written are those of one
-idle window of 60 s, scaled to two minutes and to a day. The budget of a pod is the bare runtime's
+idle window, scaled to two minutes and to a day. The budget of a pod is the bare runtime's
 median of this run (RunPodSandbox + CreateContainer + StartContainer, same image, same
 configuration) and 30 or 60 ms; the budget of memory with 10 pods is the design's for 20.
 A median is marked, not judged: nothing fails here.
@@ -229,14 +233,14 @@ fn starts(world: &mut World, tasks: &Tasks, figures: &mut Vec<Figure>, step: &im
 
 /// An idle window with no pods (`at` 0) or all of them (1), and the memory
 /// taken at its end.
-fn idle(world: &World, at: usize, figures: &mut Vec<Figure>, step: &impl Fn(&str)) {
+fn idle(world: &World, at: usize, window: Duration, figures: &mut Vec<Figure>, step: &impl Fn(&str)) {
     host::containerd::pause(SETTLE);
     let with = format!("{} pods", at * PODS);
-    step(&format!("idle for {} s with {with}", WINDOW.as_secs()));
+    step(&format!("idle for {} s with {with}", window.as_secs()));
     let roles = [("edge", world.edge_pid()), ("cloud", world.cloud_pid())];
     let before = roles.map(|(_, pid)| Usage::of(pid));
-    host::containerd::pause(WINDOW);
-    let scale = |seconds: f64| seconds / WINDOW.as_secs_f64();
+    host::containerd::pause(window);
+    let scale = |seconds: f64| seconds / window.as_secs_f64();
     for ((role, pid), before) in roles.into_iter().zip(before) {
         let (is_edge, usage, memory) = (role == "edge", Usage::of(pid), Memory::of(pid));
         let taken = if is_edge { kubeedge::EDGE[at] } else { kubeedge::CLOUD[at] };

@@ -46,9 +46,10 @@ pub fn measure(world: &World, tasks: &Tasks, figures: &mut Vec<Figure>) {
     let api = Api::new(&world.cloud_dir(), tasks);
     let (bare, bound, scheduled) = smol::block_on(tasks.executor().run(async {
         let watch = api.watch("/api/v1/pods").await;
-        // What is read from disk for the first time is read here.
-        bare_pod(&runtime, &logs, "bare-warm").await;
+        // What is read from disk for the first time is read here, and the edge
+        // brings the pause image.
         one_pod(&api, &runtime, &watch, "warm", true, true).await;
+        bare_pod(&runtime, &logs, "bare-warm").await;
         let (mut bare, mut bound, mut scheduled) = (Vec::new(), Vec::new(), Vec::new());
         for n in 0..SCHEDULED {
             bare.push(bare_pod(&runtime, &logs, &format!("bare-s{n}")).await);

@@ -46,6 +46,33 @@ pub fn encode(value: &Value) -> Vec<u8> {
     encoder.into_writer()
 }
 
+/// Encodes a value that [`decode`] will read again.
+///
+/// # Errors
+/// It is too long or nests too deep.
+pub fn encode_bounded(value: &Value) -> Result<Vec<u8>, CodecError> {
+    if !is_within(value, MAX_DEPTH) {
+        return Err(CodecError::TooDeep);
+    }
+    let bytes = encode(value);
+    match bytes.len() > MAX_BYTES {
+        true => Err(CodecError::TooLong(bytes.len())),
+        false => Ok(bytes),
+    }
+}
+
+fn is_within(value: &Value, depth: usize) -> bool {
+    match value {
+        Value::Array(items) => {
+            depth > 0 && items.iter().all(|item| is_within(item, depth - 1)) || items.is_empty()
+        }
+        Value::Object(map) => {
+            depth > 0 && map.values().all(|item| is_within(item, depth - 1)) || map.is_empty()
+        }
+        _ => true,
+    }
+}
+
 fn write(encoder: &mut Encoder<Vec<u8>>, value: &Value) {
     // Writing to a Vec cannot fail (its error type is Infallible).
     let _ = match value {
@@ -201,6 +228,17 @@ mod tests {
         // An array of 2^32 - 1 items, and a map of 2^63, with nothing behind.
         assert!(matches!(decode(&[0x9a, 0xff, 0xff, 0xff, 0xff]), Err(CodecError::Malformed(_))));
         assert!(matches!(decode(&[0xbb, 0x80, 0, 0, 0, 0, 0, 0, 0]), Err(CodecError::Malformed(_))));
+    }
+
+    #[test]
+    fn what_could_not_be_read_again_is_not_written() {
+        let nested = |levels: usize| (0..levels).fold(json!(1), |inner, _| json!([inner]));
+        for levels in [1, MAX_DEPTH - 1, MAX_DEPTH, MAX_DEPTH + 1, MAX_DEPTH + 2] {
+            let value = nested(levels);
+            let is_readable = decode(&encode(&value)).is_ok();
+            assert_eq!(encode_bounded(&value).is_ok(), is_readable, "{levels} levels");
+        }
+        assert!(matches!(encode_bounded(&json!("x".repeat(MAX_BYTES))), Err(CodecError::TooLong(_))));
     }
 
     #[test]

@@ -206,10 +206,7 @@ fn checksum(key: &Key, origin: u8, revision: &[u8], body: &[u8]) -> [u8; 8] {
 
 /// The envelope of an object.
 pub(super) fn wrap(object: &Object) -> Result<Vec<u8>, codec::CodecError> {
-    let body = codec::encode(&object.value);
-    if body.len() > codec::MAX_BYTES {
-        return Err(codec::CodecError::TooLong(body.len()));
-    }
+    let body = codec::encode_bounded(&object.value)?;
     let origin = match object.origin {
         Origin::Cloud => 1,
         Origin::Local => 2,

@@ -88,9 +88,26 @@ impl Embedded {
     }
 
     pub(super) async fn remove(&self, key: &Key, uid: &Uid) -> Result<(), ClusterError> {
-        let expect = Expect::Present { revision: None, uid: Some(uid.clone()) };
-        self.store.write(Write { key: key.clone(), expect, action: Action::Delete }).await?;
-        Ok(())
+        for _ in 0..TRIES {
+            let known = self.store.get(key)?.ok_or_else(|| ClusterError::Missing(key.clone()))?;
+            let expect = Expect::Present { revision: Some(known.revision), uid: Some(uid.clone()) };
+            let outcome = match is_held(&known.value) {
+                // The API removes it with the last finalizer.
+                true => {
+                    let value = without_grace(known.value.clone());
+                    self.put(key, expect, value, Durability::Durable).await.map(|_| ())
+                }
+                false => {
+                    let write = Write { key: key.clone(), expect, action: Action::Delete };
+                    self.store.write(write).await.map(|_| ()).map_err(ClusterError::from)
+                }
+            };
+            match outcome {
+                Err(ClusterError::Conflict(_)) if known.uid == *uid => {}
+                outcome => return outcome,
+            }
+        }
+        Err(ClusterError::Conflict(key.clone()))
     }
 
     async fn put(
@@ -103,6 +120,20 @@ impl Embedded {
         let action = Action::Put { value, origin: Origin::Local, durability };
         Ok(self.store.write(Write { key: key.clone(), expect, action }).await?)
     }
+}
+
+/// True while finalizers keep the object.
+fn is_held(value: &Value) -> bool {
+    let finalizers = value.get("metadata").and_then(|meta| meta.get("finalizers"));
+    finalizers.and_then(Value::as_array).is_some_and(|finalizers| !finalizers.is_empty())
+}
+
+/// The object as its node has let go of it.
+fn without_grace(mut value: Value) -> Value {
+    if let Some(meta) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+        meta.insert("deletionGracePeriodSeconds".into(), 0.into());
+    }
+    value
 }
 
 /// A kind of objects, followed.

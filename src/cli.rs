@@ -30,26 +30,31 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 fn run(arguments: impl Iterator<Item = OsString>) -> Result<(), Failure> {
-    let arguments = config::words(arguments)?;
-    if matches!(&arguments[..], [only] if only == "--version" || only == "-V") {
+    let mut arguments = arguments.peekable();
+    if arguments.peek().is_some_and(|word| word == "--version" || word == "-V" || word == "version") {
         return out(concat!("holm ", env!("CARGO_PKG_VERSION"), "\n"));
     }
-    let arguments = config::with_file(arguments)?;
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let words = if words.is_empty() { vec!["--help"] } else { words };
+    let config::Typed { words, mut mistakes } = config::read(arguments)?;
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let holm = match Holm::from_args(&["holm"], &words) {
         Ok(holm) => holm,
         Err(early) if early.status.is_ok() => return out(&early.output),
-        Err(early) => return Err(Failure::usage(&early.output, &words)),
+        Err(early) => {
+            // What it misses was most likely left out as wrong.
+            if mistakes.is_empty() {
+                mistakes.add(exit::one_line(&early.output));
+            }
+            return mistakes.end();
+        }
     };
     match holm.command {
-        Command::Cloud(arguments) => role::cloud(arguments),
-        Command::Edge(arguments) => role::edge(arguments),
+        Command::Cloud(arguments) => role::cloud(&arguments, mistakes),
+        Command::Edge(arguments) => role::edge(&arguments, mistakes),
         Command::Token(token) => match token.command {
-            TokenCommand::Create(arguments) => role::token(arguments),
+            TokenCommand::Create(arguments) => role::token(arguments, mistakes),
         },
-        Command::Get(arguments) => local::get(arguments),
-        Command::Status(arguments) => local::status(arguments),
+        Command::Get(arguments) => local::get(arguments, mistakes),
+        Command::Status(arguments) => local::status(arguments, mistakes),
     }
 }
 

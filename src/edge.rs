@@ -61,7 +61,7 @@ pub enum EdgeError {
     Net(#[from] NetError),
     /// Neither identity nor code.
     #[error(
-        "this board belongs to no cloud yet: give it a join code with --join (holm token create prints one on the cloud)"
+        "this board has not joined a cloud yet: give it a code with --join or HOLM_JOIN (on the cloud, holm token create prints one)"
     )]
     Alone,
 }
@@ -83,22 +83,21 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), EdgeError> {
     crate::notify::ready();
     let clock = Clock::new(identity::read_floor(&options.data_dir)?);
 
-    let identity =
-        match Identity::load(&options.data_dir)?.filter(|identity| identity.candidates().next().is_some()) {
-            Some(identity) => {
-                if options.join.is_some() {
-                    log::info!("this board has joined already; the join code is not used");
-                }
-                identity
+    let identity = match identity(&options.data_dir)? {
+        Some(identity) => {
+            if options.join.is_some() {
+                log::info!("this board has joined already; the join code is not used");
             }
-            None => {
-                let code = options.join.as_deref().ok_or(EdgeError::Alone)?;
-                // A person is watching the first start: what will not work later
-                // is said now.
-                runtime.version().await?;
-                join::join(&options.data_dir, code, &options.node_name, &clock, &tasks).await?
-            }
-        };
+            identity
+        }
+        None => {
+            let code = options.join.as_deref().ok_or(EdgeError::Alone)?;
+            // A person is watching the first start: what will not work later
+            // is said now.
+            runtime.version().await?;
+            join::join(&options.data_dir, code, &options.node_name, &clock, &tasks).await?
+        }
+    };
     let node_name = identity.membership().node.clone();
     let cluster = identity.membership().cluster.clone();
     log::info!("node {node_name} of cluster {cluster}");
@@ -154,6 +153,11 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), EdgeError> {
         options.data_dir.display()
     );
     futures_lite::future::pending().await
+}
+
+/// The identity of a board that has joined; `None` before that.
+pub fn identity(data_dir: &Path) -> Result<Option<Identity>, IdentityError> {
+    Ok(Identity::load(data_dir)?.filter(|identity| identity.candidates().next().is_some()))
 }
 
 /// A board with a data directory of its own keeps everything in it; the

@@ -35,7 +35,7 @@ pub enum NetError {
         address: SocketAddr,
     },
     /// The address cannot be had.
-    #[error("{flag} {address} cannot be listened on: {why}")]
+    #[error("{flag} {address} cannot be listened on ({why}): choose another address with {flag}")]
     Listen {
         /// The flag that sets the address.
         flag: &'static str,
@@ -45,7 +45,7 @@ pub enum NetError {
         why: String,
     },
     /// The local socket cannot be made.
-    #[error("cannot listen on {path}: {why}")]
+    #[error("cannot listen on {path} ({why}): choose another --data-dir")]
     Socket {
         /// The socket's path.
         path: PathBuf,
@@ -61,6 +61,9 @@ pub enum NetError {
 pub fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, NetError> {
     TcpListener::bind(address).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => NetError::InUse { flag, address },
+        io::ErrorKind::AddrNotAvailable => {
+            NetError::Listen { flag, address, why: "no interface of this machine has it".into() }
+        }
         _ => NetError::Listen { flag, address, why: error.to_string() },
     })
 }

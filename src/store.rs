@@ -52,7 +52,7 @@ impl Default for Options {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
     /// The directory or file cannot be made or opened.
-    #[error("cannot open the store {path}: {why}")]
+    #[error("cannot use the store {path} ({why}): choose another directory with --data-dir")]
     Open {
         /// The store's file.
         path: PathBuf,

@@ -3,11 +3,19 @@
 
 use argh::FromArgs;
 
-/// Kubernetes and devices at the edge. Exit codes: 0 done, 1 failed while
-/// running, 64 wrong flags or configuration, 66 an input file is missing, 69
-/// something needed is not there (an address in use, no container runtime, no
-/// API), 73 the data directory cannot be used, 77 refused by the cloud.
+/// Kubernetes and devices at the edge.
 #[derive(FromArgs)]
+#[argh(
+    example = "holm cloud --advertise cloud.example.net:10000\nholm token create\nholm edge --join CODE",
+    note = "Flags are written --name VALUE or --name=VALUE; holm COMMAND --help lists those of a command.\nEach mistake is one line on standard error, and no command starts before there are none.",
+    error_code(0, " done, or stopped by SIGTERM or SIGINT"),
+    error_code(1, " failed while running"),
+    error_code(64, "wrong flags or configuration"),
+    error_code(66, "an input file (--config, --join @FILE) cannot be read"),
+    error_code(69, "something needed is not there: an address in use, no container runtime, no API"),
+    error_code(73, "the data directory cannot be used"),
+    error_code(77, "the cloud does not let this board in, or is not the one that the join code names")
+)]
 pub(super) struct Holm {
     #[argh(subcommand)]
     pub(super) command: Command,
@@ -43,10 +51,12 @@ pub(super) struct Cloud {
     /// further names and addresses in the API's certificate
     #[argh(option, arg_name = "name,…")]
     pub(super) api_san: Option<String>,
-    /// serve a real Kubernetes cluster instead of the embedded API
+    /// serve a real Kubernetes cluster instead of the embedded API (not in this
+    /// release)
     #[argh(option, arg_name = "file")]
     pub(super) kubeconfig: Option<String>,
-    /// read flags from a TOML file: the same names without the dashes
+    /// a TOML file of these flags, without the dashes: listen = "[::]:10000";
+    /// what is on the command line counts more
     #[argh(option, arg_name = "file")]
     #[expect(dead_code, reason = "its content has become flags by now")]
     pub(super) config: Option<String>,
@@ -60,11 +70,13 @@ pub(super) struct Edge {
     /// where identity and store are kept (default /var/lib/holm/edge)
     #[argh(option, arg_name = "dir")]
     pub(super) data_dir: Option<String>,
-    /// the join code: itself, @FILE, or - for standard input (default: the
-    /// environment variable HOLM_JOIN); needed at the first start only
+    /// the join code that holm token create printed: itself, @FILE, or - for
+    /// standard input (default: the environment variable HOLM_JOIN); for the
+    /// first start, ignored once the board has joined
     #[argh(option, arg_name = "code")]
     pub(super) join: Option<String>,
-    /// the node's name (default: from the host name)
+    /// the node's name (default: from the host name, or the one that the code
+    /// is bound to)
     #[argh(option, arg_name = "n")]
     pub(super) node_name: Option<String>,
     /// the container runtime's socket (default
@@ -74,7 +86,8 @@ pub(super) struct Edge {
     /// where the board's own API listens (default 127.0.0.1:10550)
     #[argh(option, arg_name = "addr")]
     pub(super) api_listen: Option<String>,
-    /// read flags from a TOML file: the same names without the dashes
+    /// a TOML file of these flags, without the dashes: node-name = "barn-1";
+    /// what is on the command line counts more
     #[argh(option, arg_name = "file")]
     #[expect(dead_code, reason = "its content has become flags by now")]
     pub(super) config: Option<String>,
@@ -123,13 +136,14 @@ pub(super) struct Get {
     /// only the object of this name
     #[argh(positional)]
     pub(super) name: Option<String>,
-    /// in this namespace (default: all)
+    /// in this namespace (default: all; for one object: default)
     #[argh(option, short = 'n')]
     pub(super) namespace: Option<String>,
-    /// wide, json or name
+    /// wide, json or name (default: a table)
     #[argh(option, short = 'o')]
     pub(super) output: Option<String>,
-    /// the data directory of the cloud or edge
+    /// the data directory of the cloud or edge (default: /var/lib/holm/edge,
+    /// then /var/lib/holm/cloud)
     #[argh(option, arg_name = "dir")]
     pub(super) data_dir: Option<String>,
 }
@@ -138,7 +152,8 @@ pub(super) struct Get {
 #[derive(FromArgs)]
 #[argh(subcommand, name = "status")]
 pub(super) struct Status {
-    /// the data directory of the cloud or edge
+    /// the data directory of the cloud or edge (default: /var/lib/holm/edge,
+    /// then /var/lib/holm/cloud)
     #[argh(option, arg_name = "dir")]
     pub(super) data_dir: Option<String>,
 }

@@ -1,78 +1,223 @@
-//! Words into flags: `--x=y`, and the file that `--config` names.
+//! Words into flags: `--x y`, `--x=y`, and the file that `--config` names.
+//! What is wrong with them is collected, so that a person hears all of it.
 
 use std::ffi::OsString;
+use std::io::Read;
 
-use super::exit::Failure;
+use super::exit::{Failure, Mistakes};
 
-/// The names that may stand in a `--config` file, by role.
-const NAMES: [(&str, &[&str]); 2] = [
-    ("cloud", &["data-dir", "listen", "api-listen", "advertise", "api-san", "kubeconfig"]),
-    ("edge", &["data-dir", "join", "node-name", "runtime-endpoint", "api-listen"]),
+/// The longest `--config` file, in bytes: what is longer is something else.
+const FILE_MAX: u64 = 1 << 20;
+
+/// A command, its flags, and how many words may stand beside them.
+struct Shape {
+    command: &'static [&'static str],
+    flags: &'static [&'static str],
+    beside: usize,
+}
+
+const SHAPES: [Shape; 5] = [
+    Shape {
+        command: &["cloud"],
+        flags: &["data-dir", "listen", "api-listen", "advertise", "api-san", "kubeconfig", CONFIG],
+        beside: 0,
+    },
+    Shape {
+        command: &["edge"],
+        flags: &["data-dir", JOIN, "node-name", "runtime-endpoint", "api-listen", CONFIG],
+        beside: 0,
+    },
+    Shape { command: &["token", "create"], flags: &["node", "ttl", "kubeconfig", "data-dir"], beside: 0 },
+    Shape { command: &["get"], flags: &["namespace", "output", "data-dir"], beside: 2 },
+    Shape { command: &["status"], flags: &["data-dir"], beside: 0 },
 ];
 
-/// The arguments as text, `--x=y` as two words.
-pub(super) fn words(arguments: impl Iterator<Item = OsString>) -> Result<Vec<String>, Failure> {
+const CONFIG: &str = "config";
+const JOIN: &str = "join";
+
+/// What was typed, in the one form that the argument parser gets.
+#[derive(Debug, Default)]
+pub(super) struct Typed {
+    /// Command, flags with their values, and the words beside them.
+    pub(super) words: Vec<String>,
+    /// What had to be left out.
+    pub(super) mistakes: Mistakes,
+}
+
+/// Sorts the arguments, and adds what the `--config` file holds: what is given
+/// on the command line counts more.
+pub(super) fn read(arguments: impl Iterator<Item = OsString>) -> Result<Typed, Failure> {
     let mut words = Vec::new();
     for argument in arguments {
-        let word = argument.into_string().map_err(|word| {
-            Failure::mistakes(vec![format!("the argument {:?} is not UTF-8", word.to_string_lossy())])
-        })?;
-        match word.split_once('=') {
-            Some((flag, value)) if flag.starts_with("--") => {
-                words.extend([flag.to_owned(), value.to_owned()])
+        words.push(argument.into_string().map_err(|word| {
+            Failure::mistake(format!("the argument {:?} is not UTF-8: type it again", word.to_string_lossy()))
+        })?);
+    }
+    if words.first().is_some_and(|word| word == "help") {
+        words.rotate_left(1);
+    }
+    let Some(shape) = SHAPES.iter().find(|shape| is_prefix(shape.command, &words)) else {
+        return no_command(words);
+    };
+    let mut typed = Typed::default();
+    typed.words.extend(words.drain(..shape.command.len()));
+    let (flags, beside) = sort(shape, words, &mut typed.mistakes);
+    let Some(mut flags) = flags else {
+        typed.words.push("--help".into());
+        return Ok(Typed { mistakes: Mistakes::default(), ..typed });
+    };
+    if let Some((_, path)) = flags.iter().find(|(flag, _)| flag == CONFIG).cloned() {
+        for (name, value) in file(&path, shape, &mut typed.mistakes) {
+            if !flags.iter().any(|(flag, _)| *flag == name) {
+                flags.push((name, value));
             }
-            _ => words.push(word),
         }
     }
-    Ok(words)
+    typed.words.extend(flags.into_iter().flat_map(|(flag, value)| [format!("--{flag}"), value]));
+    if !beside.is_empty() {
+        typed.words.push("--".into());
+        typed.words.extend(beside);
+    }
+    Ok(typed)
 }
 
-/// The arguments, and behind them what the `--config` file adds: what is given
-/// on the command line counts more.
-pub(super) fn with_file(mut words: Vec<String>) -> Result<Vec<String>, Failure> {
-    let Some((_, names)) = NAMES.iter().find(|(role, _)| words.first().is_some_and(|word| word == role))
-    else {
-        return Ok(words);
+fn is_prefix(command: &[&str], words: &[String]) -> bool {
+    words.get(..command.len()).is_some_and(|start| start == command)
+}
+
+/// Help for the program or a family of commands, or what is wrong.
+fn no_command(words: Vec<String>) -> Result<Typed, Failure> {
+    let is_help = |word: &str| matches!(word, "--help" | "-h" | "help");
+    let family =
+        |word: &str| SHAPES.iter().any(|shape| matches!(shape.command, [first, _] if *first == word));
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let help = |words: &[&str]| {
+        let words = words.iter().chain(&["--help"]).map(|word| (*word).to_owned()).collect();
+        Ok(Typed { words, ..Typed::default() })
     };
-    let Some(path) = words.windows(2).find_map(|pair| match pair {
-        [flag, path] if flag == "--config" => Some(path.clone()),
-        _ => None,
-    }) else {
-        return Ok(words);
-    };
-    let text = std::fs::read_to_string(&path)
-        .map_err(|error| Failure::no_input(&format!("cannot read --config {path}: {error}")))?;
-    let flags = flags(&text, names).map_err(|mistakes| {
-        Failure::mistakes(mistakes.into_iter().map(|mistake| format!("{path}: {mistake}")).collect())
-    })?;
-    for (flag, value) in flags {
-        if !words.contains(&flag) {
-            words.extend([flag, value]);
+    match &words[..] {
+        [] => help(&[]),
+        [word, ..] if is_help(word) => help(&[]),
+        [word, next, ..] if family(word) && is_help(next) => help(&[word]),
+        [word] if family(word) => help(&[word]),
+        words => {
+            let count = if words.first().is_some_and(|word| family(word)) { 2 } else { 1 };
+            let said: Vec<&str> = words.iter().take(count).copied().collect();
+            let commands: Vec<String> = SHAPES.iter().map(|shape| shape.command.join(" ")).collect();
+            Err(Failure::mistake(format!(
+                "{:?} is not a command: there are {}; see holm --help",
+                said.join(" "),
+                commands.join(", ")
+            )))
         }
     }
-    Ok(words)
 }
 
-/// The flags in a configuration file, or all that is wrong with it.
-fn flags(text: &str, names: &[&str]) -> Result<Vec<(String, String)>, Vec<String>> {
-    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
-        // The parser draws the place over several lines; a log has one.
-        let line =
-            error.span().map_or(1, |span| text.get(..span.start).unwrap_or_default().lines().count().max(1));
-        vec![format!("line {line}: {}", error.message())]
-    })?;
-    let (mut flags, mut mistakes) = (Vec::new(), Vec::new());
+type Flags = Vec<(String, String)>;
+
+/// The flags, or none if help is asked for; and the words beside them.
+fn sort(shape: &Shape, words: Vec<String>, mistakes: &mut Mistakes) -> (Option<Flags>, Vec<String>) {
+    let see = format!("see holm {} --help", shape.command.join(" "));
+    let (mut flags, mut beside): (Flags, Vec<String>) = Default::default();
+    let mut words = words.into_iter().peekable();
+    while let Some(word) = words.next() {
+        if word == "--" {
+            beside.extend(words);
+            break;
+        }
+        if matches!(word.as_str(), "--help" | "-h" | "help") {
+            return (None, beside);
+        }
+        let (flag, attached) = match word.split_once('=') {
+            Some((flag, value)) if flag.starts_with('-') => (flag, Some(value.to_owned())),
+            _ => (word.as_str(), None),
+        };
+        // -ojson, as kubectl takes it.
+        let (flag, attached) = match (flag.get(..2), flag.get(2..)) {
+            (Some(short @ ("-n" | "-o")), Some(value)) if !value.is_empty() && attached.is_none() => {
+                (short, Some(value.to_owned()))
+            }
+            _ => (flag, attached),
+        };
+        let flag = match flag {
+            "-n" if shape.flags.contains(&"namespace") => "--namespace",
+            "-o" if shape.flags.contains(&"output") => "--output",
+            flag => flag,
+        };
+        if !flag.starts_with('-') || flag == "-" {
+            beside.push(word);
+            continue;
+        }
+        let Some(name) = flag.strip_prefix("--").filter(|name| shape.flags.contains(name)) else {
+            mistakes.add(format!("{flag} is not a flag of holm {}: {see}", shape.command.join(" ")));
+            // Most likely its value, which would only be a second complaint.
+            if attached.is_none() && shape.beside == 0 {
+                words.next_if(|next| !next.starts_with('-'));
+            }
+            continue;
+        };
+        match attached.or_else(|| words.next_if(|next| !next.starts_with("--"))) {
+            None => mistakes.add(format!("{flag} needs a value: {see}")),
+            _ if flags.iter().any(|(known, _)| known == name) => {
+                mistakes.add(format!("{flag} is given twice: give it once, several values with commas"));
+            }
+            // A unit file hands an empty variable on once the board has joined.
+            Some(value) if value.is_empty() && name != JOIN => {
+                mistakes.add(format!("{flag} is empty: give it a value, or leave it out"));
+            }
+            Some(value) => flags.push((name.to_owned(), value)),
+        }
+    }
+    for word in beside.drain(shape.beside.min(beside.len())..) {
+        mistakes.add(format!("{word:?} is not expected: {see}"));
+    }
+    if shape.beside > 0 && beside.is_empty() {
+        mistakes.add("what to get is missing: for example, holm get pods".into());
+    }
+    (Some(flags), beside)
+}
+
+/// The flags in a configuration file.
+fn file(path: &str, shape: &Shape, mistakes: &mut Mistakes) -> Flags {
+    let mut text = String::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(FILE_MAX).read_to_string(&mut text));
+    if let Err(error) = read {
+        mistakes.missing(format!("cannot read --config {path} ({error}): check the path"));
+        return Vec::new();
+    }
+    let (flags, wrong) = settings(&text, shape.flags);
+    wrong.into_iter().for_each(|wrong| mistakes.add(format!("{path}: {wrong}")));
+    flags
+}
+
+/// The settings in a file, and all that is wrong with it.
+fn settings(text: &str, known: &[&str]) -> (Flags, Vec<String>) {
+    let known: Vec<&str> = known.iter().copied().filter(|name| *name != CONFIG).collect();
+    let (mut flags, mut wrong) = (Vec::new(), Vec::new());
+    let table: toml::Table = match text.parse::<toml::Table>() {
+        Ok(table) => table,
+        Err(error) => {
+            // The parser draws the place over several lines; a log has one.
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let line = before.matches('\n').count() + 1;
+            let said = error.message().lines().collect::<Vec<_>>().join(", ");
+            return (flags, vec![format!("line {line} is not TOML ({said}): write it as name = \"value\"")]);
+        }
+    };
     for (name, value) in table {
-        if !names.contains(&name.as_str()) {
-            mistakes.push(format!("{name} is not a setting; there are {}", names.join(", ")));
+        if !known.contains(&name.as_str()) {
+            wrong.push(format!("{name:?} is not a setting: there are {}", known.join(", ")));
             continue;
         }
         match plain(&value) {
-            Some(value) => flags.push((format!("--{name}"), value)),
-            None => mistakes.push(format!("{name} must be a text, a number or a list of texts")),
+            Some(value) if value.is_empty() && name != JOIN => {
+                wrong.push(format!("{name} is empty: give it a value, or leave it out"));
+            }
+            Some(value) => flags.push((name, value)),
+            None => wrong.push(format!("{name} must be a text, a number or a list of texts")),
         }
     }
-    if mistakes.is_empty() { Ok(flags) } else { Err(mistakes) }
+    (flags, wrong)
 }
 
 fn plain(value: &toml::Value) -> Option<String> {
@@ -90,29 +235,89 @@ fn plain(value: &toml::Value) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::arguments::Holm;
     use super::*;
+    use argh::FromArgs;
+    use proptest::prelude::*;
 
-    fn split(arguments: &[&str]) -> Vec<String> {
-        words(arguments.iter().map(OsString::from)).unwrap()
+    fn typed(arguments: &[&str]) -> Typed {
+        read(arguments.iter().map(OsString::from)).unwrap()
     }
 
     #[test]
     fn both_ways_of_writing_a_flag_are_one() {
-        assert_eq!(split(&["edge", "--join=holm1.a=="]), ["edge", "--join", "holm1.a=="]);
-        assert_eq!(split(&["edge", "--join", "@a=b"]), ["edge", "--join", "@a=b"]);
+        assert_eq!(typed(&["edge", "--join=holm1.a=="]).words, ["edge", "--join", "holm1.a=="]);
+        assert_eq!(typed(&["edge", "--join", "@a=b"]).words, ["edge", "--join", "@a=b"]);
+        assert_eq!(typed(&["edge", "--join", "-"]).words, ["edge", "--join", "-"]);
+        assert_eq!(
+            typed(&["get", "pods", "-n=x", "a", "-ojson"]).words,
+            ["get", "--namespace", "x", "--output", "json", "--", "pods", "a"]
+        );
+    }
+
+    #[test]
+    fn all_mistakes_of_a_command_line_are_said_at_once() {
+        let typed = typed(&[
+            "cloud",
+            "--frob",
+            "x",
+            "y",
+            "--listen=",
+            "--data-dir",
+            "--api-san=a",
+            "--api-san=b",
+            "-z",
+            "--advertise",
+        ]);
+        assert_eq!(typed.words, ["cloud", "--api-san", "a"]);
+        let lines = typed.mistakes.end().unwrap_err().lines;
+        let starts = [
+            "--frob is not a flag of holm cloud: see",
+            "--listen is empty: ",
+            "--data-dir needs a value: ",
+            "--api-san is given twice: ",
+            "-z is not a flag of holm cloud: see",
+            "--advertise needs a value: ",
+            "\"y\" is not expected: ",
+        ];
+        assert_eq!(lines.len(), starts.len(), "{lines:?}");
+        for (line, start) in lines.iter().zip(starts) {
+            assert!(line.starts_with(start), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn help_is_had_in_every_way_that_people_ask_for_it() {
+        for (asked, words) in [
+            (&[][..], &["--help"][..]),
+            (&["-h"], &["--help"]),
+            (&["help"], &["--help"]),
+            (&["help", "cloud"], &["cloud", "--help"]),
+            (&["cloud", "--frob", "-h"], &["cloud", "--help"]),
+            (&["token"], &["token", "--help"]),
+            (&["help", "token"], &["token", "--help"]),
+            (&["token", "create", "help"], &["token", "create", "--help"]),
+        ] {
+            let typed = typed(asked);
+            assert_eq!(typed.words, words);
+            typed.mistakes.end().unwrap();
+        }
     }
 
     #[test]
     fn all_mistakes_of_a_file_are_said_at_once() {
-        let names = NAMES[1].1;
-        let mistakes = flags("joi = 'x'\nnode-name = true\ndata-dir = '/d'\n", names).unwrap_err();
-        assert_eq!(mistakes.len(), 2, "{mistakes:?}");
+        let known = SHAPES[1].flags;
+        let (flags, wrong) = settings("joi = 'x'\nnode-name = true\ndata-dir = '/d'\n", known);
+        assert_eq!(flags, [("data-dir".to_owned(), "/d".to_owned())]);
+        assert_eq!(wrong.len(), 2, "{wrong:?}");
         assert!(
-            mistakes.iter().any(|mistake| mistake.starts_with("joi is not a setting; there are data-dir, "))
+            wrong.iter().any(|wrong| wrong.starts_with("\"joi\" is not a setting: there are data-dir, "))
         );
-        let mistakes = flags("data-dir = '/d'\njoin = = 1\n", names).unwrap_err();
-        assert!(mistakes[0].starts_with("line 2: "), "{mistakes:?}");
-        assert_eq!(mistakes.len(), 1);
+        let (_, wrong) = settings("data-dir = '/d'\njoin = = 1\n", known);
+        assert!(wrong[0].starts_with("line 2 "), "{wrong:?}");
+        assert_eq!(wrong.len(), 1);
+        let (_, wrong) = settings("config = '/etc/more'", known);
+        assert_eq!(wrong.len(), 1);
     }
 
     #[test]
@@ -121,7 +326,7 @@ mod tests {
         std::fs::write(&path, "listen = '1.2.3.4:5'\nadvertise = ['a:1', 'b:2']\ndata-dir = '/file'\n")
             .unwrap();
         let path = path.to_str().unwrap();
-        let words = with_file(split(&["cloud", "--data-dir=/line", &format!("--config={path}")])).unwrap();
+        let words = typed(&["cloud", "--data-dir=/line", &format!("--config={path}")]).words;
         std::fs::remove_file(path).unwrap();
         let value = |flag: &str| {
             words.windows(2).filter(|pair| pair[0] == flag).map(|pair| pair[1].clone()).collect::<Vec<_>>()
@@ -129,5 +334,65 @@ mod tests {
         assert_eq!(value("--listen"), ["1.2.3.4:5"]);
         assert_eq!(value("--advertise"), ["a:1,b:2"]);
         assert_eq!(value("--data-dir"), ["/line"]);
+    }
+
+    #[test]
+    fn the_flags_here_are_those_of_the_parser() {
+        for shape in &SHAPES {
+            let words = [shape.command, &["--help"]].concat();
+            let help = Holm::from_args(&["holm"], &words).map(drop).unwrap_err().output;
+            // "Usage: holm cloud [--data-dir <dir>] …": the first line names each flag once.
+            let usage =
+                help.lines().next().unwrap().replace("-n <", "--namespace <").replace("-o <", "--output <");
+            let mut flags: Vec<&str> = usage
+                .split("[--")
+                .skip(1)
+                .filter_map(|part| part.split_once(" <"))
+                .map(|(flag, _)| flag)
+                .collect();
+            let mut known = shape.flags.to_vec();
+            flags.retain(|flag| *flag != "]");
+            flags.sort();
+            known.sort();
+            assert_eq!(flags, known);
+        }
+    }
+
+    proptest! {
+        /// Whatever is typed, there is an answer: help, a command, or lines
+        /// that say what is wrong.
+        #[test]
+        fn whatever_is_typed_is_answered(
+            command in prop::sample::select(vec!["cloud", "edge", "token create", "get", "status", "token", "help", ""]),
+            words in prop::collection::vec(
+                prop_oneof![
+                    ".*",
+                    "--?[a-z]{0,6}(=.*)?",
+                    prop::sample::select(vec![
+                        "--data-dir", "--listen=", "--join", "-", "--", "-n", "-o", "--ttl", "=", "--=", "-=", "pods",
+                    ]).prop_map(str::to_owned),
+                ],
+                0..8,
+            ),
+        ) {
+            let all: Vec<String> = command.split_whitespace().map(str::to_owned).chain(words).collect();
+            match read(all.iter().map(OsString::from)) {
+                Err(failure) => prop_assert!(!failure.lines.is_empty()),
+                Ok(typed) => {
+                    let words: Vec<&str> = typed.words.iter().map(String::as_str).collect();
+                    // The parser finds nothing that was not found before.
+                    if let Err(early) = Holm::from_args(&["holm"], &words) {
+                        prop_assert!(early.status.is_ok() || !typed.mistakes.is_empty(), "{words:?}: {}", early.output);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn whatever_is_in_a_file_is_answered(text in ".*") {
+            let (flags, wrong) = settings(&text, SHAPES[0].flags);
+            prop_assert!(wrong.iter().all(|line| !line.is_empty()));
+            prop_assert!(flags.iter().all(|(name, _)| SHAPES[0].flags.contains(&name.as_str())));
+        }
     }
 }

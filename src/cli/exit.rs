@@ -1,6 +1,7 @@
 //! Exit codes, as sysexits(3) names them, and what is said beside them.
 
 use crate::cloud::CloudError;
+use crate::cri;
 use crate::edge::EdgeError;
 use crate::edge::join::JoinError;
 use crate::store::StoreError;
@@ -30,27 +31,9 @@ impl Failure {
         Failure { code, lines: vec![error.to_string()] }
     }
 
-    /// Mistakes in flags or configuration.
-    pub(super) fn mistakes(lines: Vec<String>) -> Failure {
-        Failure { code: USAGE, lines }
-    }
-
-    /// What the argument parser says, on one line with the remedy.
-    pub(super) fn usage(output: &str, words: &[&str]) -> Failure {
-        let said: Vec<&str> = output
-            .lines()
-            .map(str::trim)
-            .filter(|line| !line.is_empty() && !line.starts_with("Run holm"))
-            .collect();
-        let commands: Vec<&str> =
-            words.iter().copied().take_while(|word| !word.starts_with('-')).take(1).collect();
-        let help = [&["holm"], &commands[..], &["--help"]].concat().join(" ");
-        Failure::mistakes(vec![format!("{}; see {help}", said.join(" "))])
-    }
-
-    /// A file that is to be read cannot be.
-    pub(super) fn no_input(error: &dyn std::fmt::Display) -> Failure {
-        Failure::one(NO_INPUT, error)
+    /// One mistake in flags or configuration.
+    pub(super) fn mistake(line: String) -> Failure {
+        Failure { code: USAGE, lines: vec![line] }
     }
 
     /// Something needed is not there.
@@ -61,6 +44,79 @@ impl Failure {
     /// It ran, and then failed.
     pub(super) fn failed(error: &dyn std::fmt::Display) -> Failure {
         Failure::one(FAILED, error)
+    }
+}
+
+/// What the argument parser says, on one line.
+pub(super) fn one_line(output: &str) -> String {
+    let lines =
+        output.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("Run holm"));
+    format!("{}; see holm --help", lines.collect::<Vec<_>>().join(" ").trim_end_matches('.'))
+}
+
+/// Collects what is wrong with what was typed, so that all of it is said at
+/// once.
+#[derive(Debug, Default)]
+pub(super) struct Mistakes {
+    lines: Vec<String>,
+    /// All of them are files that cannot be read.
+    only_missing: bool,
+}
+
+impl Mistakes {
+    /// A wrong flag, value or setting.
+    pub(super) fn add(&mut self, line: String) {
+        self.lines.push(line);
+        self.only_missing = false;
+    }
+
+    /// A file that is to be read cannot be.
+    pub(super) fn missing(&mut self, line: String) {
+        self.only_missing |= self.lines.is_empty();
+        self.lines.push(line);
+    }
+
+    /// The value of a flag, if it is one.
+    pub(super) fn value<T, E: std::fmt::Display>(
+        &mut self,
+        flag: &str,
+        text: Option<&str>,
+        parse: impl Fn(&str) -> Result<T, E>,
+    ) -> Option<T> {
+        match parse(text?) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.add(format!("{flag}: {error}"));
+                None
+            }
+        }
+    }
+
+    /// The values of a flag, with commas between them.
+    pub(super) fn list<T, E: std::fmt::Display>(
+        &mut self,
+        flag: &str,
+        text: Option<&str>,
+        parse: impl Fn(&str) -> Result<T, E>,
+    ) -> Vec<T> {
+        let items = text.into_iter().flat_map(|text| text.split(',')).map(str::trim);
+        items.filter_map(|item| self.value(flag, Some(item), &parse)).collect()
+    }
+
+    /// Nothing is wrong so far.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
+    /// Goes on if nothing is wrong.
+    pub(super) fn end(self) -> Result<(), Failure> {
+        match self.lines.is_empty() {
+            true => Ok(()),
+            false => {
+                let code = if self.only_missing { NO_INPUT } else { USAGE };
+                Err(Failure { code, lines: self.lines })
+            }
+        }
     }
 }
 
@@ -88,6 +144,7 @@ impl From<EdgeError> for Failure {
     fn from(error: EdgeError) -> Failure {
         let code = match &error {
             EdgeError::Store(error) => of_store(error),
+            EdgeError::Runtime(cri::Error::Endpoint { .. }) => USAGE,
             EdgeError::Runtime(_) | EdgeError::Net(_) => UNAVAILABLE,
             EdgeError::Join(JoinError::Code(_)) | EdgeError::Alone => USAGE,
             EdgeError::Join(JoinError::Refused(_) | JoinError::NotTheCloud { .. }) => REFUSED,

@@ -1,6 +1,7 @@
 //! `holm get` and `holm status`: the API of the role that runs on this
 //! machine, through its socket.
 
+use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
@@ -11,7 +12,7 @@ use smol::Async;
 use smol_hyper::rt::FuturesIo;
 
 use super::arguments::{Get, Status};
-use super::exit::Failure;
+use super::exit::{Failure, Mistakes};
 use super::token::CLOUD_DATA_DIR;
 use crate::net::SOCKET;
 use crate::object::meta_str;
@@ -19,7 +20,37 @@ use crate::object::meta_str;
 /// The longest answer that is read, in bytes.
 const ANSWER_MAX: usize = 64 * 1024 * 1024;
 
-pub(super) fn get(arguments: Get) -> Result<(), Failure> {
+/// How `holm get` prints.
+enum Output {
+    Table { wide: bool },
+    Json,
+    Name,
+}
+
+fn output(text: &str) -> Result<Output, String> {
+    match text {
+        "wide" => Ok(Output::Table { wide: true }),
+        "json" => Ok(Output::Json),
+        "name" => Ok(Output::Name),
+        _ => Err(format!("{text:?} is none of wide, json, name (yaml and the others: kubectl has them)")),
+    }
+}
+
+/// A name of a namespace or object: at least one that can stand in a path.
+fn name(text: &str) -> Result<(), String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | ':' | '_');
+    match !text.is_empty() && text.chars().all(fits) {
+        true => Ok(()),
+        false => Err(format!("{text:?} is not a name: use letters, digits, '-' and '.'")),
+    }
+}
+
+pub(super) fn get(arguments: Get, mut mistakes: Mistakes) -> Result<(), Failure> {
+    let output = mistakes.value("--output", arguments.output.as_deref(), output);
+    mistakes.value("--namespace", arguments.namespace.as_deref(), name);
+    mistakes.value("the object", arguments.name.as_deref(), name);
+    mistakes.end()?;
+    let output = output.unwrap_or(Output::Table { wide: false });
     let socket = socket(arguments.data_dir)?;
     smol::block_on(async {
         let resource = find(&socket, &arguments.resource).await?;
@@ -33,12 +64,12 @@ pub(super) fn get(arguments: Get) -> Result<(), Failure> {
         if let Some(name) = &arguments.name {
             path.push_str(&format!("/{name}"));
         }
-        match arguments.output.as_deref() {
-            Some("json") => {
+        match output {
+            Output::Json => {
                 let value = ask(&socket, &path, "application/json").await?;
                 super::out(&format!("{value:#}\n"))
             }
-            Some("name") => {
+            Output::Name => {
                 let value = ask(&socket, &path, "application/json").await?;
                 let items =
                     value.get("items").and_then(Value::as_array).cloned().unwrap_or_else(|| vec![value]);
@@ -47,19 +78,17 @@ pub(super) fn get(arguments: Get) -> Result<(), Failure> {
                     &names.iter().map(|name| format!("{}/{name}\n", resource.name)).collect::<String>(),
                 )
             }
-            None | Some("wide") => {
+            Output::Table { wide } => {
                 let table = ask(&socket, &path, "application/json;as=Table;v=v1;g=meta.k8s.io").await?;
                 let with_namespace = resource.namespaced && arguments.namespace.is_none();
-                super::out(&draw(&table, arguments.output.is_some(), with_namespace))
-            }
-            Some(other) => {
-                Err(Failure::mistakes(vec![format!("--output {other:?} is none of wide, json, name")]))
+                super::out(&draw(&table, wide, with_namespace))
             }
         }
     })
 }
 
-pub(super) fn status(arguments: Status) -> Result<(), Failure> {
+pub(super) fn status(arguments: Status, mistakes: Mistakes) -> Result<(), Failure> {
+    mistakes.end()?;
     let socket = socket(arguments.data_dir)?;
     smol::block_on(async {
         let nodes = ask(&socket, "/api/v1/nodes", "application/json").await?;
@@ -74,19 +103,32 @@ fn socket(data_dir: Option<String>) -> Result<PathBuf, Failure> {
         Some(directory) => vec![PathBuf::from(directory)],
         None => vec![crate::edge::DATA_DIR.into(), CLOUD_DATA_DIR.into()],
     };
-    tried.iter().map(|directory| directory.join(SOCKET)).find(|socket| socket.exists()).ok_or_else(|| {
-        let places: Vec<String> = tried.iter().map(|place| place.display().to_string()).collect();
-        Failure::unavailable(&format!(
-            "no holm runs with its data in {}: start it, or name its --data-dir",
-            places.join(" or ")
-        ))
-    })
+    for directory in &tried {
+        match std::fs::metadata(directory.join(SOCKET)) {
+            Ok(_) => return Ok(directory.join(SOCKET)),
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                return Err(Failure::unavailable(&format!(
+                    "{} is not open to this user: run this as root, or as the user that runs holm",
+                    directory.display()
+                )));
+            }
+            Err(_) => {}
+        }
+    }
+    let places: Vec<String> = tried.iter().map(|place| place.display().to_string()).collect();
+    Err(Failure::unavailable(&format!(
+        "no holm runs with its data in {}: start it, or name its --data-dir",
+        places.join(" or ")
+    )))
 }
 
 /// One GET; an answer that is not a success is the failure it describes.
 async fn ask(socket: &PathBuf, path: &str, accept: &str) -> Result<Value, Failure> {
     let broken = |error: &dyn std::fmt::Display| {
-        Failure::unavailable(&format!("holm does not answer at {}: {error}", socket.display()))
+        Failure::unavailable(&format!(
+            "holm does not answer at {} ({error}): start it, or name the --data-dir of one that runs",
+            socket.display()
+        ))
     };
     let stream = Async::<UnixStream>::connect(socket).await.map_err(|error| broken(&error))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(FuturesIo::new(stream))
@@ -96,7 +138,7 @@ async fn ask(socket: &PathBuf, path: &str, accept: &str) -> Result<Value, Failur
         .header("host", "holm")
         .header("accept", accept)
         .body(Empty::<Bytes>::new())
-        .map_err(|_| Failure::mistakes(vec![format!("{path:?} cannot be asked for: check the names")]))?;
+        .map_err(|_| Failure::mistake(format!("{path:?} cannot be asked for: check the names")))?;
     let exchange = async {
         let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
         let is_good = response.status().is_success();
@@ -146,9 +188,9 @@ async fn find(socket: &PathBuf, word: &str) -> Result<Resource, Failure> {
             }
         }
     }
-    Err(Failure::mistakes(vec![format!(
+    Err(Failure::mistake(format!(
         "there is no resource {word:?}: try pods, nodes, configmaps, secrets, events"
-    )]))
+    )))
 }
 
 /// A `meta.k8s.io/v1` Table as text.

@@ -4,15 +4,17 @@
 use std::future::Future;
 use std::io::Read;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use async_signal::{Signal, Signals};
 use futures_lite::{FutureExt, StreamExt};
 
 use super::arguments::{Cloud, Edge, TokenCreate};
-use super::exit::Failure;
+use super::exit::{Failure, Mistakes};
 use super::token::{self, CLOUD_DATA_DIR};
+use crate::cri::Runtime;
 use crate::task::Tasks;
+use crate::trust::code::JoinCode;
 use crate::trust::names::{Endpoint, NodeName};
 use crate::{cloud, edge};
 
@@ -20,42 +22,6 @@ use crate::{cloud, edge};
 const RUNTIME: &str = "unix:///run/containerd/containerd.sock";
 /// A join code in a file is shorter than this, in bytes.
 const CODE_MAX: u64 = 64 * 1024;
-
-/// Collects what is wrong.
-#[derive(Default)]
-struct Mistakes(Vec<String>);
-
-impl Mistakes {
-    fn value<T, E: std::fmt::Display>(
-        &mut self,
-        flag: &str,
-        text: Option<&str>,
-        parse: impl Fn(&str) -> Result<T, E>,
-    ) -> Option<T> {
-        match parse(text?) {
-            Ok(value) => Some(value),
-            Err(error) => {
-                self.0.push(format!("{flag}: {error}"));
-                None
-            }
-        }
-    }
-
-    fn list<T, E: std::fmt::Display>(
-        &mut self,
-        flag: &str,
-        text: Option<&str>,
-        parse: impl Fn(&str) -> Result<T, E>,
-    ) -> Vec<T> {
-        let items =
-            text.into_iter().flat_map(|text| text.split(',')).map(str::trim).filter(|item| !item.is_empty());
-        items.filter_map(|item| self.value(flag, Some(item), &parse)).collect()
-    }
-
-    fn end(self) -> Result<(), Failure> {
-        if self.0.is_empty() { Ok(()) } else { Err(Failure::mistakes(self.0)) }
-    }
-}
 
 fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
@@ -77,82 +43,123 @@ fn any(port: u16) -> SocketAddr {
     }
 }
 
-pub(super) fn cloud(arguments: Cloud) -> Result<(), Failure> {
-    let mut mistakes = Mistakes::default();
+/// A data directory: from the root, so that what is said about it holds
+/// elsewhere too, and short enough for the socket in it (unix(7): 108 bytes
+/// with the zero at the end).
+fn data_dir(given: &str) -> Result<PathBuf, String> {
+    let path = std::path::absolute(given).map_err(|error| format!("{given}: {error}"))?;
+    match path.join(crate::net::SOCKET).as_os_str().len() {
+        length if length < 108 => Ok(path),
+        _ => Err(format!(
+            "{given} is too long for the socket that is made in it: choose a path of at most {} bytes",
+            107 - 1 - crate::net::SOCKET.len()
+        )),
+    }
+}
+
+/// What the flags of `holm cloud` mean.
+fn cloud_options(arguments: &Cloud, mut mistakes: Mistakes) -> Result<cloud::Options, Failure> {
+    let data_dir =
+        mistakes.value("--data-dir", Some(arguments.data_dir.as_deref().unwrap_or(CLOUD_DATA_DIR)), data_dir);
     let listen = mistakes.value("--listen", arguments.listen.as_deref(), address);
     let api_listen = mistakes.value("--api-listen", arguments.api_listen.as_deref(), address);
+    if let (Some(hub), Some(api)) = (listen, api_listen)
+        && hub == api
+        && hub.port() != 0
+    {
+        mistakes.add(format!("--listen and --api-listen are both {hub}: give each a port of its own"));
+    }
     let advertise = mistakes.list("--advertise", arguments.advertise.as_deref(), str::parse::<Endpoint>);
     let api_san = mistakes.list("--api-san", arguments.api_san.as_deref(), san);
     if arguments.kubeconfig.is_some() {
-        mistakes.0.push("--kubeconfig: this release serves its embedded API only; leave the flag out".into());
+        mistakes.add("--kubeconfig: this release serves its embedded API only; leave the flag out".into());
     }
     mistakes.end()?;
-    let options = cloud::Options {
-        data_dir: arguments.data_dir.unwrap_or_else(|| CLOUD_DATA_DIR.into()).into(),
+    Ok(cloud::Options {
+        data_dir: data_dir.unwrap_or_else(|| CLOUD_DATA_DIR.into()),
         listen: listen.unwrap_or_else(|| any(10000)),
         api_listen: api_listen.unwrap_or_else(|| any(6443)),
         advertise,
         api_san,
-    };
+    })
+}
+
+pub(super) fn cloud(arguments: &Cloud, mistakes: Mistakes) -> Result<(), Failure> {
+    let options = cloud_options(arguments, mistakes)?;
     start(|tasks| cloud::run(options, tasks))
 }
 
-pub(super) fn edge(arguments: Edge) -> Result<(), Failure> {
-    let mut mistakes = Mistakes::default();
-    let node_name = mistakes.value("--node-name", arguments.node_name.as_deref(), str::parse::<NodeName>);
-    let api_listen = mistakes.value("--api-listen", arguments.api_listen.as_deref(), address);
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let node_name = match (arguments.node_name.is_some(), node_name) {
-        (true, name) => name,
-        (false, _) => {
-            mistakes.value("the host name, without --node-name", Some(&host), NodeName::from_hostname)
+pub(super) fn edge(arguments: &Edge, mut mistakes: Mistakes) -> Result<(), Failure> {
+    let data_dir =
+        mistakes.value("--data-dir", Some(arguments.data_dir.as_deref().unwrap_or(edge::DATA_DIR)), data_dir);
+    let node_name = match arguments.node_name.as_deref() {
+        Some(given) => mistakes.value("--node-name", Some(given), str::parse::<NodeName>),
+        None => {
+            let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+            let name = |host: &str| NodeName::from_hostname(host);
+            mistakes.value("--node-name is not given, and the host name is none", Some(&host), name)
         }
     };
+    let runtime_endpoint = arguments.runtime_endpoint.as_deref().unwrap_or(RUNTIME);
+    if let Err(error) = Runtime::new(Default::default(), runtime_endpoint) {
+        mistakes.add(error.to_string());
+    }
+    let api_listen = mistakes.value("--api-listen", arguments.api_listen.as_deref(), address);
+    let join = data_dir.as_deref().and_then(|dir| join_code(arguments.join.clone(), dir, &mut mistakes));
     mistakes.end()?;
-    let Some(node_name) = node_name else {
-        return Err(Failure::mistakes(vec!["--node-name is missing".into()]));
-    };
-    let data_dir: PathBuf = arguments.data_dir.unwrap_or_else(|| edge::DATA_DIR.into()).into();
-    let given = arguments.join.or_else(|| std::env::var("HOLM_JOIN").ok()).filter(|code| !code.is_empty());
+    let (Some(data_dir), Some(node_name)) = (data_dir, node_name) else { return Ok(()) };
     let options = edge::Options {
-        join: given.map(|given| join_code(&given, &data_dir)).transpose()?.flatten(),
+        join,
         data_dir,
         node_name,
-        runtime_endpoint: arguments.runtime_endpoint.unwrap_or_else(|| RUNTIME.into()),
+        runtime_endpoint: runtime_endpoint.to_owned(),
         api_listen: api_listen.unwrap_or(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 10550)),
     };
     start(|tasks| edge::run(options, tasks))
 }
 
-/// The code itself, from a file, or from standard input. A board that has
-/// joined does not need one, so a file that was removed since is no mistake.
-fn join_code(given: &str, data_dir: &std::path::Path) -> Result<Option<String>, Failure> {
-    let read = |what: &str, mut from: Box<dyn Read>| {
-        let mut text = String::new();
-        from.by_ref()
-            .take(CODE_MAX)
-            .read_to_string(&mut text)
-            .map_err(|error| Failure::no_input(&format!("cannot read the join code from {what}: {error}")))?;
-        Ok(Some(text.trim().to_owned()))
+/// The join code: itself, from a file, or from standard input. A board that
+/// has joined needs none: what a unit file still gives it is not even read.
+fn join_code(flag: Option<String>, data_dir: &Path, mistakes: &mut Mistakes) -> Option<String> {
+    let (label, given) = match (flag.filter(|code| !code.is_empty()), std::env::var_os("HOLM_JOIN")) {
+        (Some(given), _) => ("--join", Some(given)),
+        // What is not UTF-8 is no code either, and is told so below.
+        (None, variable) => ("HOLM_JOIN", variable.map(|text| text.to_string_lossy().into_owned())),
     };
-    match given.strip_prefix('@') {
-        Some(path) => match std::fs::File::open(path) {
-            Ok(file) => read(path, Box::new(file)),
-            Err(_)
-                if crate::trust::identity::Identity::load(data_dir)
-                    .is_ok_and(|identity| identity.is_some()) =>
-            {
-                Ok(None)
-            }
-            Err(error) => Err(Failure::no_input(&format!("cannot read the join code from {path}: {error}"))),
-        },
-        None if given == "-" => read("standard input", Box::new(std::io::stdin())),
-        None => Ok(Some(given.to_owned())),
+    let given = given.filter(|code| !code.is_empty());
+    // An identity that cannot be read is a matter for the role itself.
+    if !matches!(edge::identity(data_dir), Ok(None)) {
+        return given;
+    }
+    let Some(given) = given else {
+        mistakes.add(edge::EdgeError::Alone.to_string());
+        return None;
+    };
+    let (what, read) = match given.strip_prefix('@') {
+        Some(path) => (format!("{label} {given}"), std::fs::File::open(path).and_then(text)),
+        None if given == "-" => (format!("{label} - (standard input)"), text(std::io::stdin())),
+        None => (label.to_owned(), Ok(given)),
+    };
+    match read {
+        Ok(code) => {
+            mistakes.value(&what, Some(code.trim()), str::parse::<JoinCode>);
+            Some(code.trim().to_owned())
+        }
+        Err(error) => {
+            mistakes.missing(format!(
+                "cannot read the join code of {what} ({error}): check the path, or give the code itself"
+            ));
+            None
+        }
     }
 }
 
-pub(super) fn token(arguments: TokenCreate) -> Result<(), Failure> {
-    let mut mistakes = Mistakes::default();
+fn text(from: impl Read) -> std::io::Result<String> {
+    let mut text = String::new();
+    from.take(CODE_MAX).read_to_string(&mut text).map(|_| text)
+}
+
+pub(super) fn token(arguments: TokenCreate, mut mistakes: Mistakes) -> Result<(), Failure> {
     let options = token::Options {
         node: mistakes.value("--node", arguments.node.as_deref(), str::parse::<NodeName>),
         ttl: mistakes.value("--ttl", arguments.ttl.as_deref(), token::parse_ttl),

@@ -53,7 +53,7 @@ pub enum TokenError {
     #[error("{} is not readable for this user: run this as root, or give another with --kubeconfig FILE", .0.display())]
     NotPermitted(PathBuf),
     /// A kubeconfig that says nothing usable.
-    #[error("the kubeconfig {file} cannot be used: {why}")]
+    #[error("the kubeconfig {file} cannot be used ({why}): give another with --kubeconfig FILE")]
     Kubeconfig {
         /// The file or files.
         file: String,

@@ -1,6 +1,7 @@
 //! How a board gets its identity: the join code names the cloud and how to
 //! recognise it, and its secret is exchanged for a certificate.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -60,7 +61,8 @@ pub async fn join(
         endpoints: code.endpoints.clone(),
         pins: code.pins.clone(),
     };
-    let mut identity = Identity::join(data_dir, membership, false)?;
+    // Whatever an earlier try left here never became a membership.
+    let mut identity = Identity::join(data_dir, membership, true)?;
     let request = identity.request()?;
     let tls = tls::edge_client(&code.cluster, &code.pins, clock.floor(), None)?;
     let ask = Join {
@@ -70,7 +72,7 @@ pub async fn join(
         request,
     };
     let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
-    let mut said = String::new();
+    let mut said = BTreeSet::new();
     loop {
         let mut strangers = Vec::new();
         for endpoint in &code.endpoints {
@@ -81,13 +83,14 @@ pub async fn join(
                     connection.close().await;
                     answer
                 }
-                Err(error) if error.is_not_the_cloud() => {
-                    return Err(JoinError::NotTheCloud {
-                        endpoint: endpoint.to_string(),
-                        why: error.to_string(),
-                    });
+                Err(error) => {
+                    let why = error.to_string();
+                    if error.is_not_the_cloud() {
+                        let endpoint = endpoint.to_string();
+                        strangers.push(JoinError::NotTheCloud { endpoint, why: why.clone() });
+                    }
+                    Err(why)
                 }
-                Err(error) => Err(error.to_string()),
             };
             let why = match outcome {
                 Ok(Body::Joined(joined)) => {
@@ -106,10 +109,9 @@ pub async fn join(
                 Err(why) => why,
             };
             // Once a reason, not once a try.
-            let line = format!("the cloud cannot be reached at {endpoint}: {why}");
-            if line != said {
-                log::warn!("{line}; trying again");
-                said = line;
+            let line = format!("the cloud cannot be joined at {endpoint} ({why})");
+            if strangers.len() < code.endpoints.len() && said.insert(line.clone()) {
+                log::warn!("{line}: trying on; see that holm cloud runs and its port can be reached");
             }
         }
         // One address may belong to someone else by now; all of them hardly.

@@ -54,7 +54,12 @@ pub(super) fn open(path: &Path, cache_bytes: usize) -> Result<Database, StoreErr
     let refuse = |why: String| StoreError::Open { path: path.into(), why };
     let io = |error: io::Error| refuse(error.to_string());
     if let Some(directory) = path.parent() {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)?;
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+        made.map_err(|error| match error.kind() {
+            // The system's words would be that the file exists.
+            io::ErrorKind::AlreadyExists => refuse(format!("{} is not a directory", directory.display())),
+            _ => io(error),
+        })?;
     }
     fs::OpenOptions::new()
         .read(true)

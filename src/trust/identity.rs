@@ -50,7 +50,7 @@ pub enum IdentityError {
         source: io::Error,
     },
     /// A file that does not hold what it should.
-    #[error("{} is damaged ({what}): restore it from a backup, or remove it and join again with: holm join", path.display())]
+    #[error("{} is damaged ({what}): restore it from a backup, or remove it and join again with: holm edge --join CODE", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,

@@ -38,7 +38,7 @@ const CHAIN_MAX: usize = 8;
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// The slot's request has not been answered yet.
-    #[error("this node has no certificate yet: join it with: holm join")]
+    #[error("this node has no certificate yet: join it with: holm edge --join CODE")]
     NoCertificate,
     /// A certificate or key that TLS cannot use.
     #[error("the certificate or key cannot be used: {0}")]

@@ -184,7 +184,7 @@ fn damage_is_named_with_its_file_and_remedy() {
     for cut in [0, 10, whole.len() / 2] {
         fs::write(scratch.file(CURRENT), &whole[..cut]).unwrap();
         let line = Identity::load(&scratch.0).unwrap_err().to_string();
-        assert!(line.contains("current.pem is damaged") && line.contains("holm join"), "{line}");
+        assert!(line.contains("current.pem is damaged") && line.contains("holm edge --join"), "{line}");
         assert!(!line.contains('\n'));
     }
     fs::write(scratch.file(CURRENT), vec![b'x'; FILE_MAX as usize + 1]).unwrap();

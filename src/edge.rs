@@ -56,6 +56,9 @@ pub enum EdgeError {
     /// The container runtime cannot be used at the very first start.
     #[error(transparent)]
     Runtime(#[from] cri::Error),
+    /// What listens at the runtime's socket gives no answer that makes sense.
+    #[error("{0}: see that a container runtime listens there, or name its socket with --runtime-endpoint")]
+    NoRuntime(cri::Error),
     /// An address cannot be listened on.
     #[error(transparent)]
     Net(#[from] NetError),
@@ -94,7 +97,12 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), EdgeError> {
             let code = options.join.as_deref().ok_or(EdgeError::Alone)?;
             // A person is watching the first start: what will not work later
             // is said now.
-            runtime.version().await?;
+            runtime.version().await.map_err(|error| match error {
+                cri::Error::Lost { .. } | cri::Error::Timeout { .. } | cri::Error::Answer { .. } => {
+                    EdgeError::NoRuntime(error)
+                }
+                error => EdgeError::Runtime(error),
+            })?;
             join::join(&options.data_dir, code, &options.node_name, &clock, &tasks).await?
         }
     };

@@ -121,7 +121,7 @@ fn says(command: &mut Command, code: i32, lines: &[&[&str]]) {
     child.0.stdout.take().unwrap().read_to_string(&mut out).unwrap();
     child.0.stderr.take().unwrap().read_to_string(&mut error).unwrap();
     let arguments: Vec<String> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
-    println!("$ holm {}\n{error}[{status:?}]\n", arguments.join(" "));
+    println!("$ holm {}\n{error}[{:?}]\n", arguments.join(" "), status.and_then(|status| status.code()));
     let status = status.unwrap_or_else(|| panic!("{arguments:?} did not end; it said {error:?}"));
     assert_eq!(status.code(), Some(code), "{arguments:?} said {error:?}");
     assert_eq!(out, "", "{arguments:?}");
@@ -340,10 +340,14 @@ fn a_socket_that_is_no_container_runtime_is_named() {
     );
     let file = folder.write("file", "");
     says(&mut edge(&file, "f"), UNAVAILABLE, &[&["no container runtime", &file, "--runtime-endpoint"]]);
-    for (name, words) in [
-        ("garbage.sock", "SSH-2.0-nobody\r\n".repeat(8)),
-        ("http.sock", "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".into()),
-        ("mute.sock", String::new()),
+    for (name, why, words) in [
+        ("garbage.sock", "does not speak gRPC", "SSH-2.0-nobody\r\n".repeat(8)),
+        (
+            "http.sock",
+            "does not speak gRPC",
+            "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".into(),
+        ),
+        ("mute.sock", "connection lost", String::new()),
     ] {
         let path = folder.at(name);
         let listener = UnixListener::bind(&path).unwrap();
@@ -354,7 +358,7 @@ fn a_socket_that_is_no_container_runtime_is_named() {
                 let _ = stream.write_all(words.as_bytes());
             }
         });
-        says(&mut edge(&path, "data"), UNAVAILABLE, &[&[&path, "does not speak gRPC", "--runtime-endpoint"]]);
+        says(&mut edge(&path, "data"), UNAVAILABLE, &[&[&path, why, "--runtime-endpoint"]]);
     }
 }
 

@@ -145,7 +145,7 @@ impl From<EdgeError> for Failure {
         let code = match &error {
             EdgeError::Store(error) => of_store(error),
             EdgeError::Runtime(cri::Error::Endpoint { .. }) => USAGE,
-            EdgeError::Runtime(_) | EdgeError::Net(_) => UNAVAILABLE,
+            EdgeError::Runtime(_) | EdgeError::NoRuntime(_) | EdgeError::Net(_) => UNAVAILABLE,
             EdgeError::Join(JoinError::Code(_)) | EdgeError::Alone => USAGE,
             EdgeError::Join(JoinError::Refused(_) | JoinError::NotTheCloud { .. }) => REFUSED,
             EdgeError::Join(_) | EdgeError::Identity(_) => CANNOT_CREATE,

@@ -26,7 +26,7 @@ impl Code {
 pub enum Error {
     /// `--runtime-endpoint` is not a unix socket's address.
     #[error(
-        "runtime endpoint {endpoint:?} is not a unix socket: give unix:///path/to/socket or an absolute path"
+        "--runtime-endpoint {endpoint:?} is not a unix socket: give unix:///path/to/socket or an absolute path"
     )]
     Endpoint {
         /// What was given.

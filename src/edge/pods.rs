@@ -16,6 +16,7 @@ pub mod env;
 mod image;
 pub mod observed;
 pub mod plan;
+mod quantity;
 pub mod status;
 mod step;
 pub mod view;

@@ -168,6 +168,8 @@ pub struct Observed {
     pub failures: BTreeMap<Work, Failure>,
     /// Steps under way.
     pub busy: BTreeSet<Work>,
+    /// Sandboxes made since the pod last was at rest for ten minutes, and when the last one was.
+    pub made: (u32, Time),
     /// Runs whose exit is counted in `crashes`.
     pub(super) counted: BTreeSet<String>,
 }
@@ -213,6 +215,24 @@ impl Observed {
             crash.restart_at = now.saturating_add(crash.delay);
         }
         counted.retain(|id| containers.iter().any(|c| &c.id == id));
+    }
+
+    /// Notes that a sandbox was made. From the third one on the next has to wait: a sandbox that
+    /// dies again and again (an image of another processor, no memory) must not wear the card out.
+    pub fn made_sandbox(&mut self, now: Time) {
+        let (count, last) = self.made;
+        let count = if now.saturating_sub(last) < HEALTHY { count.saturating_add(1) } else { 1 };
+        self.made = (count, now);
+        self.failures.remove(&Work::Sandbox);
+        if let Some(times) = count.checked_sub(3) {
+            let failure = Failure {
+                count: times.saturating_add(1),
+                retry_at: now.saturating_add(doubled(RETRY_FIRST, times, RETRY_LONGEST)),
+                reason: "SandboxChanged",
+                message: format!("the pod's sandbox ended; {count} were made, the next one waits"),
+            };
+            self.failures.insert(Work::Sandbox, failure);
+        }
     }
 
     /// Notes that a step failed, and when it is to be tried again.
@@ -262,6 +282,22 @@ mod tests {
         }
         assert_eq!(waits, [0, 10, 20, 40, 80, 160, 300, 300, 0, 10]);
         assert_eq!(observed.counted.len(), 1);
+    }
+
+    #[test]
+    fn sandboxes_that_keep_dying_are_made_ever_more_slowly() {
+        let mut observed = Observed::default();
+        let mut now = Duration::from_secs(1);
+        let mut waits = Vec::new();
+        for _ in 0..10 {
+            observed.made_sandbox(now);
+            let next = observed.failures.get(&Work::Sandbox).map_or(now, |f| f.retry_at);
+            waits.push((next - now).as_secs());
+            now = next;
+        }
+        assert_eq!(waits, [0, 0, 1, 2, 4, 8, 16, 32, 60, 60]);
+        observed.made_sandbox(now + HEALTHY);
+        assert!(!observed.failures.contains_key(&Work::Sandbox));
     }
 
     #[test]

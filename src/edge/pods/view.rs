@@ -3,6 +3,7 @@
 //! Unknown fields are skipped. A field that Holm knows and cannot honour is refused by name
 //! ([`Pod::refused`]), so that nothing is silently ignored that would change what runs.
 
+pub use super::quantity::quantity;
 use crate::object::{Object, Uid};
 use serde::Deserialize;
 use serde_json::Value;
@@ -556,47 +557,6 @@ pub fn is_plain(name: &str) -> bool {
     !name.is_empty() && name.len() <= 255 && !name.contains(['/', '\0']) && name != "." && name != ".."
 }
 
-/// A Kubernetes quantity in thousandths of its unit (`500m` → 500, `1Ki` → 1,024,000), rounded
-/// up; `None` if it is not one, negative, or beyond what an i64 holds.
-pub fn quantity(value: &Value) -> Option<i64> {
-    let text = match value {
-        Value::String(text) => text.trim().to_owned(),
-        Value::Number(number) => number.to_string(),
-        _ => return None,
-    };
-    let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
-    let (number, suffix) = text.split_at(split);
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if whole.is_empty() && fraction.is_empty() || fraction.len() > 18 {
-        return None;
-    }
-    // In units of 10^-9, so that "n" is exact.
-    let (factor, divisor): (i128, i128) = match suffix {
-        "n" => (1, 1_000_000),
-        "u" => (1, 1_000),
-        "m" => (1, 1),
-        "" => (1_000, 1),
-        "k" => (1_000_000, 1),
-        "M" => (1_000_000_000, 1),
-        "G" => (1_000_000_000_000, 1),
-        "T" => (1_000_000_000_000_000, 1),
-        "Ki" => (1_000 << 10, 1),
-        "Mi" => (1_000 << 20, 1),
-        "Gi" => (1_000 << 30, 1),
-        "Ti" => (1_000 << 40, 1),
-        exponent => {
-            let power: u32 = exponent.strip_prefix(['e', 'E'])?.parse().ok()?;
-            (1_000_i128.checked_mul(10_i128.checked_pow(power)?)?, 1)
-        }
-    };
-    let scale = 10_i128.pow(u32::try_from(fraction.len()).ok()?);
-    let digits: i128 = format!("{whole}{fraction}").parse().ok()?;
-    let divisor = divisor.checked_mul(scale)?;
-    let amount = digits.checked_mul(factor)?;
-    let rounded_up = amount.checked_add(divisor - 1)? / divisor;
-    i64::try_from(rounded_up).ok()
-}
-
 /// The value without its nulls: in Kubernetes' JSON a null is an absent field.
 fn without_nulls(value: &Value) -> Value {
     match value {
@@ -610,105 +570,4 @@ fn without_nulls(value: &Value) -> Value {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use super::*;
-    use crate::object::{Key, Origin, Revision};
-    use serde_json::json;
-
-    /// A pod object from its spec.
-    pub fn object(name: &str, spec: Value) -> Object {
-        let value = json!({ "metadata": { "name": name, "namespace": "default" }, "spec": spec });
-        Object {
-            key: Key {
-                group: String::new(),
-                resource: "pods".into(),
-                namespace: "default".into(),
-                name: name.into(),
-            },
-            uid: Uid(format!("uid-of-{name}")),
-            revision: Revision(1),
-            origin: Origin::Cloud,
-            value,
-        }
-    }
-
-    #[test]
-    fn a_pod_reads_with_defaults_nulls_and_unknown_fields() {
-        let pod = Pod::of(&object(
-            "web",
-            json!({
-                "containers": [{ "name": "c", "image": "a/b:1", "args": null, "future": { "x": 1 },
-                                 "ports": [{ "containerPort": 80, "hostPort": 8080 }] }],
-                "restartPolicy": "OnFailure",
-                "nodeSelector": null,
-            }),
-        ))
-        .unwrap();
-        assert_eq!(pod.metadata.uid, "uid-of-web");
-        assert_eq!(pod.spec.restart_policy, RestartPolicy::OnFailure);
-        assert_eq!(pod.spec.containers[0].ports[0].host_port, 8080);
-        assert_eq!(pod.grace(), DEFAULT_GRACE);
-        assert_eq!(pod.hostname(), "web");
-    }
-
-    #[test]
-    fn what_cannot_be_had_is_refused_by_name() {
-        let refused = |spec| Pod::of(&object("p", spec)).unwrap_err().to_string();
-        let with = |more: Value| {
-            let mut container = json!({ "name": "c", "image": "i" });
-            container.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-            json!({ "containers": [container], "volumes": [{ "name": "v", "emptyDir": {} }] })
-        };
-        assert!(refused(json!({ "containers": [] })).contains("spec.containers"));
-        let mount = json!([{ "name": "v", "mountPath": "/x", "subPath": "a" }]);
-        assert!(refused(with(json!({ "volumeMounts": mount }))).contains("subPath"));
-        let mount = json!([{ "name": "w", "mountPath": "/x" }]);
-        assert!(refused(with(json!({ "volumeMounts": mount }))).contains("\"w\""));
-        let limits = json!({ "limits": { "memory": "many" } });
-        assert!(refused(with(json!({ "resources": limits }))).contains("limits.memory"));
-        assert!(refused(with(json!({ "name": "../c" }))).contains("../c"));
-        let claim = json!({ "containers": [{ "name": "c", "image": "i" }],
-                            "volumes": [{ "name": "v", "persistentVolumeClaim": { "claimName": "x" } }] });
-        assert!(refused(claim).contains("persistentVolumeClaim"));
-        assert!(refused(json!({ "containers": [{ "name": 7 }] })).contains("default/p"));
-    }
-
-    #[test]
-    fn quantities_are_those_of_kubernetes() {
-        let of = |text: &str| quantity(&json!(text));
-        assert_eq!(of("500m"), Some(500));
-        assert_eq!(of("2"), Some(2000));
-        assert_eq!(of("0.5"), Some(500));
-        assert_eq!(of("1.5Gi"), Some((3 << 29) * 1000));
-        assert_eq!(of("64Mi"), Some((64 << 20) * 1000));
-        assert_eq!(of("1k"), Some(1_000_000));
-        assert_eq!(of("1e3"), Some(1_000_000));
-        assert_eq!(of("100n"), Some(1));
-        assert_eq!(quantity(&json!(2)), Some(2000));
-        for bad in ["", "m", "1x", "-1", "1e999", "99999999999999999999", "1.2.3", "é"] {
-            assert_eq!(of(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn pull_policies_default_by_tag() {
-        let policy = |image: &str| Container { image: image.into(), ..Default::default() }.pull_policy();
-        assert_eq!(policy("nginx"), PullPolicy::Always);
-        assert_eq!(policy("host:5000/nginx"), PullPolicy::Always);
-        assert_eq!(policy("host:5000/nginx:latest"), PullPolicy::Always);
-        assert_eq!(policy("host:5000/nginx:1"), PullPolicy::IfNotPresent);
-        assert_eq!(policy("nginx@sha256:00"), PullPolicy::IfNotPresent);
-    }
-
-    #[test]
-    fn grace_follows_the_deletion() {
-        let mut object = object(
-            "p",
-            json!({ "containers": [{ "name": "c", "image": "i" }], "terminationGracePeriodSeconds": 5 }),
-        );
-        assert_eq!(Pod::of(&object).unwrap().grace().as_secs(), 5);
-        object.value["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-        object.value["metadata"]["deletionGracePeriodSeconds"] = json!(0);
-        assert_eq!(Pod::of(&object).unwrap().grace().as_secs(), 0);
-    }
-}
+pub(super) mod tests;

@@ -474,6 +474,10 @@ impl Worker {
                 Action::StopSandbox { id } => {
                     self.stopped.insert(id.clone());
                 }
+                Action::Sandbox { .. } => {
+                    self.observed.made_sandbox(now);
+                    return;
+                }
                 Action::Start { name, .. } => {
                     self.tell(EventKind::Normal, "Started", &format!("started container {name}"));
                 }

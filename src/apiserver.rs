@@ -164,6 +164,9 @@ impl ApiServer {
                 if head.method != Method::GET && head.method != Method::HEAD {
                     return Err(ApiError::not_allowed());
                 }
+                if path == "/openapi/v2" {
+                    return self.openapi_v2(&head.headers);
+                }
                 self.other(&path, http::accepted(&head.headers).unwrap_or(Form::Whole))
             }
             Route::Resource(target) => {
@@ -223,6 +226,20 @@ impl ApiServer {
         )))
     }
 
+    /// The one answer that is protobuf only.
+    fn openapi_v2(&self, headers: &::http::HeaderMap) -> Result<Response<Body>, ApiError> {
+        let mut accepted =
+            headers.get_all(::http::header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        match accepted.any(|value| value.contains(openapi::v2::ASKED)) {
+            true => Ok(http::whole(openapi::v2::PROTOBUF, openapi::v2::document(KUBERNETES))),
+            false => {
+                let message =
+                    format!("only the following media types are accepted: {}", openapi::v2::PROTOBUF);
+                Err(ApiError::new(406, "NotAcceptable", message))
+            }
+        }
+    }
+
     /// Paths outside of the resources.
     fn other(&self, path: &str, form: Form) -> Result<Response<Body>, ApiError> {
         const JSON: &str = "application/json";
@@ -251,7 +268,7 @@ impl ApiServer {
                 openapi::document(&rest.join("/"), KUBERNETES).ok_or_else(ApiError::no_such_path)?
             }
             [] => {
-                json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/openapi/v3", "/readyz", "/version"]})
+                json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]})
             }
             _ => return Err(ApiError::no_such_path()),
         };

@@ -330,6 +330,17 @@ fn configuration_and_labels_are_edited() {
 }
 
 #[test]
+fn a_list_is_applied_item_by_item() {
+    let test = "a_list_is_applied_item_by_item";
+    let Some(bench) = Bench::start(test, Role::Cloud, User::admin()) else { return };
+    let list = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: ConfigMap\n  metadata: {name: one}\n- apiVersion: v1\n  kind: Secret\n  metadata: {name: two}\n";
+    let said = bench.apply(list);
+    assert!(said.contains("configmap/one created") && said.contains("secret/two created"), "{said}");
+    let said = bench.apply(list);
+    assert!(said.contains("configmap/one unchanged"), "{said}");
+}
+
+#[test]
 fn nodes_and_events_are_shown() {
     let Some(bench) = Bench::start("nodes_and_events", Role::Cloud, User::admin()) else { return };
     let node = json!({

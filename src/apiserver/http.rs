@@ -149,15 +149,20 @@ pub fn parse_yaml(body: &[u8]) -> Result<Value, String> {
 pub fn answer(code: u16, content_type: &'static str, value: &Value) -> Response<Body> {
     let mut bytes = value.to_string().into_bytes();
     bytes.push(b'\n');
-    respond(code, content_type, whole(bytes))
+    respond(code, content_type, full(bytes))
+}
+
+/// Bytes of some other type.
+pub fn whole(content_type: &'static str, bytes: Vec<u8>) -> Response<Body> {
+    respond(200, content_type, full(bytes))
 }
 
 /// A plain text.
 pub fn plain(code: u16, text: String) -> Response<Body> {
-    respond(code, "text/plain; charset=utf-8", whole(text.into_bytes()))
+    respond(code, "text/plain; charset=utf-8", full(text.into_bytes()))
 }
 
-fn whole(bytes: Vec<u8>) -> Body {
+fn full(bytes: Vec<u8>) -> Body {
     Full::new(Bytes::from(bytes)).boxed_unsync()
 }
 

@@ -1,6 +1,8 @@
-//! `/openapi/v3`: as much as kubectl asks before it writes. It wants to know
+//! `/openapi/v3` and [`v2`]: as much as kubectl asks before it writes. It wants to know
 //! whether the server itself validates fields; schemas are not given yet, so
 //! kubectl falls back to the types it carries for its patches.
+
+pub mod v2;
 
 use serde_json::{Map, Value, json};
 
@@ -11,6 +13,12 @@ fn path_of(group: &str, version: &str) -> String {
         "" => format!("api/{version}"),
         group => format!("apis/{group}/{version}"),
     }
+}
+
+/// Where all objects of a kind are.
+fn collection_path(row: &Row) -> String {
+    let scope = if row.namespaced { "namespaces/{namespace}/" } else { "" };
+    format!("/{}/{scope}{}", path_of(row.group, row.version), row.resource)
 }
 
 /// `/openapi/v3`.
@@ -32,8 +40,7 @@ pub fn document(path: &str, version: &str) -> Option<Value> {
     let (group, api) = groups().into_iter().find(|(group, api)| path_of(group, api) == path)?;
     let mut paths = Map::new();
     for row in ROWS.iter().filter(|row| row.group == group && row.version == api) {
-        let scope = if row.namespaced { "namespaces/{namespace}/" } else { "" };
-        let all = format!("/{path}/{scope}{}", row.resource);
+        let all = collection_path(row);
         paths.insert(
             format!("{all}/{{name}}"),
             json!({

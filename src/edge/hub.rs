@@ -27,7 +27,7 @@ use crate::trust::{tls, unix};
 /// How long the cloud may take to say `Welcome`.
 const WELCOME: Duration = Duration::from_secs(20);
 /// The first and the longest bound of the pause between two tries.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(2));
 /// Orders made durable in one commit at most.
 const BATCH: usize = 64;
 

@@ -22,7 +22,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             for line in &failure.lines {
-                say(&mut std::io::stderr(), &format!("holm: {line}\n"));
+                say(&mut std::io::stderr(), &format!("holm: {}\n", exit::printable(line)));
             }
             ExitCode::from(failure.code)
         }

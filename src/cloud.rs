@@ -78,7 +78,7 @@ pub enum CloudError {
     #[error(transparent)]
     Name(#[from] NameError),
     /// The kubeconfig could not be written.
-    #[error("cannot write {path}: {why}")]
+    #[error("cannot write {path} ({why}): remove what is there, or choose another --data-dir")]
     Kubeconfig {
         /// The file.
         path: PathBuf,
@@ -161,7 +161,11 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), CloudError> {
 
     let places: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
     log::info!("edges are told to connect to {}", places.join(", "));
-    log::info!("the Kubernetes API is at https://{api_address}; export KUBECONFIG={}", kubeconfig.display());
+    log::info!(
+        "the Kubernetes API is at https://{}; export KUBECONFIG={}",
+        reachable(api_address),
+        kubeconfig.display()
+    );
     log::info!(
         "a board joins with the code that this prints: holm token create --data-dir {}",
         options.data_dir.display()

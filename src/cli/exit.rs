@@ -47,6 +47,13 @@ impl Failure {
     }
 }
 
+/// A line as a terminal can have it: what was typed or what a server said may
+/// hold line breaks and escape sequences.
+pub(super) fn printable(line: &str) -> String {
+    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.into() };
+    line.chars().map(shown).collect()
+}
+
 /// What the argument parser says, on one line.
 pub(super) fn one_line(output: &str) -> String {
     let lines =
@@ -122,7 +129,10 @@ impl Mistakes {
 
 fn of_store(error: &StoreError) -> u8 {
     match error {
-        StoreError::Open { .. } | StoreError::InUse { .. } => CANNOT_CREATE,
+        StoreError::Open { .. }
+        | StoreError::InUse { .. }
+        | StoreError::Newer { .. }
+        | StoreError::Damaged { .. } => CANNOT_CREATE,
         _ => FAILED,
     }
 }

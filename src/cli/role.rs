@@ -105,7 +105,9 @@ pub(super) fn edge(arguments: &Edge, mut mistakes: Mistakes) -> Result<(), Failu
         mistakes.add(error.to_string());
     }
     let api_listen = mistakes.value("--api-listen", arguments.api_listen.as_deref(), address);
-    let join = data_dir.as_deref().and_then(|dir| join_code(arguments.join.clone(), dir, &mut mistakes));
+    let explicit = node_name.as_ref().filter(|_| arguments.node_name.is_some());
+    let join =
+        data_dir.as_deref().and_then(|dir| join_code(arguments.join.clone(), explicit, dir, &mut mistakes));
     mistakes.end()?;
     let (Some(data_dir), Some(node_name)) = (data_dir, node_name) else { return Ok(()) };
     let options = edge::Options {
@@ -120,7 +122,12 @@ pub(super) fn edge(arguments: &Edge, mut mistakes: Mistakes) -> Result<(), Failu
 
 /// The join code: itself, from a file, or from standard input. A board that
 /// has joined needs none: what a unit file still gives it is not even read.
-fn join_code(flag: Option<String>, data_dir: &Path, mistakes: &mut Mistakes) -> Option<String> {
+fn join_code(
+    flag: Option<String>,
+    node: Option<&NodeName>,
+    data_dir: &Path,
+    mistakes: &mut Mistakes,
+) -> Option<String> {
     let (label, given) = match (flag.filter(|code| !code.is_empty()), std::env::var_os("HOLM_JOIN")) {
         (Some(given), _) => ("--join", Some(given)),
         // What is not UTF-8 is no code either, and is told so below.
@@ -142,7 +149,14 @@ fn join_code(flag: Option<String>, data_dir: &Path, mistakes: &mut Mistakes) -> 
     };
     match read {
         Ok(code) => {
-            mistakes.value(&what, Some(code.trim()), str::parse::<JoinCode>);
+            let parsed = mistakes.value(&what, Some(code.trim()), str::parse::<JoinCode>);
+            if let (Some(node), Some(bound)) = (node, parsed.and_then(|code| code.node))
+                && *node != bound
+            {
+                mistakes.add(format!(
+                    "{what} is for node {bound}, not for --node-name {node}: leave the name out, or make a code with: holm token create --node {node}"
+                ));
+            }
             Some(code.trim().to_owned())
         }
         Err(error) => {
@@ -189,4 +203,44 @@ where
     let tasks = Tasks::default();
     let executor = tasks.executor().clone();
     smol::block_on(executor.run(stop.or(role(tasks)))).map_err(Failure::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn cloud_arguments(values: &[Option<String>; 4]) -> Cloud {
+        let [listen, api_listen, advertise, api_san] = values.clone();
+        Cloud { data_dir: None, listen, api_listen, advertise, api_san, kubeconfig: None, config: None }
+    }
+
+    #[test]
+    fn what_is_left_out_has_a_default() {
+        let options = cloud_options(&cloud_arguments(&Default::default()), Mistakes::default()).unwrap();
+        assert_eq!(options.data_dir, Path::new(CLOUD_DATA_DIR));
+        assert_eq!((options.listen.port(), options.api_listen.port()), (10000, 6443));
+        assert!(options.advertise.is_empty() && options.api_san.is_empty());
+    }
+
+    #[test]
+    fn a_data_directory_is_said_from_the_root() {
+        let path = data_dir("here").unwrap();
+        assert!(path.is_absolute() && path.ends_with("here"), "{path:?}");
+        assert!(data_dir(&format!("/{}", "x".repeat(96))).is_ok());
+        assert!(data_dir(&format!("/{}", "x".repeat(97))).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_values_are_each_mistake_is_one_line(
+            values in prop::array::uniform4(prop::option::of(prop_oneof![".*", "[a-z0-9:.,]{0,12}"])),
+        ) {
+            if let Err(failure) = cloud_options(&cloud_arguments(&values), Mistakes::default()) {
+                prop_assert!(!failure.lines.is_empty());
+                let lines: Vec<String> = failure.lines.iter().map(|line| super::super::exit::printable(line)).collect();
+                prop_assert!(lines.iter().all(|line| !line.chars().any(char::is_control)), "{lines:?}");
+            }
+        }
+    }
 }

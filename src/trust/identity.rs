@@ -58,7 +58,9 @@ pub enum IdentityError {
         what: &'static str,
     },
     /// The board belongs to another cluster.
-    #[error("this node belongs to cluster {belongs}, not to {asked}: to move it, start with an empty --data-dir")]
+    #[error(
+        "this node belongs to cluster {belongs}, not to {asked}: to move it, start with an empty --data-dir"
+    )]
     OtherCluster {
         /// The cluster it belongs to.
         belongs: ClusterUid,

@@ -78,7 +78,7 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), EdgeError> {
     let api_address = net::local_address(&api_listener, options.api_listen);
     let store = Store::open(
         &options.data_dir,
-        store::Options { history: 256, watch_queue: 256, ..Default::default() },
+        store::Options { history: 256, history_bytes: 1 << 20, watch_queue: 256, ..Default::default() },
     )?;
     let runtime = Runtime::new(tasks.executor().clone(), &options.runtime_endpoint)?;
     // The service is up from here on, though joining may wait for a network.

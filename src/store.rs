@@ -38,13 +38,16 @@ pub struct Options {
     /// How many past changes a new watch can be given; an older start is
     /// [`Gone`].
     pub history: usize,
+    /// How much memory those past changes may take, in bytes (an estimate):
+    /// a pod takes some 20 KB.
+    pub history_bytes: usize,
     /// How many changes may wait for one watcher before it is dropped.
     pub watch_queue: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { cache_bytes: 1 << 20, history: 1024, watch_queue: 1024 }
+        Options { cache_bytes: 1 << 20, history: 1024, history_bytes: 4 << 20, watch_queue: 1024 }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_channel::Receiver;
 use holm::cri::{Runtime, v1};
@@ -37,6 +37,8 @@ struct Bare {
     sandbox: f64,
     create: f64,
     start: f64,
+    stop: f64,
+    remove: f64,
 }
 
 /// Measures, and leaves [`PODS`] pods running.
@@ -72,6 +74,8 @@ pub fn measure(world: &World, tasks: &Tasks, figures: &mut Vec<Figure>) {
         Figure::new("bare CRI: CreateContainer", "ms", each(|bare| bare.create)),
         Figure::new("bare CRI: StartContainer", "ms", each(|bare| bare.start)),
         Figure::new("bare CRI: the three, the floor", "ms", floor),
+        Figure::new("bare CRI: StopContainer, StopPodSandbox", "ms", each(|bare| bare.stop)),
+        Figure::new("bare CRI: RemovePodSandbox", "ms", each(|bare| bare.remove)),
         Figure::new("pod in the API to container created", "ms", pods(|pod| pod.created)),
         Figure::new("pod in the API to container started", "ms", pods(|pod| pod.started))
             .kubeedge(kubeedge::POD_STARTED)
@@ -132,6 +136,7 @@ async fn one_pod(
     let mut deleted = running;
     let mut asked = running;
     if ends {
+        settled().await;
         asked = now_ms();
         api.ask("DELETE", &format!("{pods}/{name}"), None::<&Value>).await;
         while seen.kind != "DELETED" {
@@ -147,6 +152,11 @@ async fn one_pod(
         running: running - zero,
         deleted: deleted - asked,
     }
+}
+
+/// Gives the container's shell the time to hear a TERM.
+async fn settled() {
+    smol::Timer::after(Duration::from_millis(200)).await;
 }
 
 /// The same pod by CRI calls alone, and removed again.
@@ -178,7 +188,11 @@ async fn bare_pod(runtime: &Runtime, logs: &Path, name: &str) -> Bare {
     let create = lap();
     runtime.start_container(&run).await.unwrap();
     let start = lap();
+    settled().await;
+    lap();
+    runtime.stop_container(&run, Duration::from_secs(1)).await.unwrap();
     runtime.stop_pod_sandbox(&id).await.unwrap();
+    let stop = lap();
     runtime.remove_pod_sandbox(&id).await.unwrap();
-    Bare { sandbox: sandbox_ms, create, start }
+    Bare { sandbox: sandbox_ms, create, start, stop, remove: lap() }
 }

@@ -152,7 +152,7 @@ impl Writer {
         published.revision = self.last;
         for change in staged.changes {
             published.watchers.retain(|watcher| watcher.tell(&change));
-            published.history.push(change, self.shared.options.history);
+            published.history.push(change, &self.shared.options);
         }
         Ok(())
     }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use async_channel::{Receiver, Sender};
 
-use super::Scope;
+use serde_json::Value;
+
+use super::{Options, Scope};
 use crate::object::{Object, Revision};
 
 /// One change, as every watcher of its scope is told.
@@ -31,21 +33,52 @@ pub struct Gone;
 /// The last changes, oldest first.
 pub(super) struct History {
     changes: VecDeque<Arc<Change>>,
+    /// What `changes` weigh together.
+    bytes: usize,
     /// Everything after this revision is in `changes`.
     complete_after: Revision,
 }
 
+/// What a change keeps in memory: its object. The one before it is the object
+/// of an earlier change, as a rule.
+fn weight(change: &Change) -> usize {
+    value_weight(&change.object.value)
+}
+
+/// About how many bytes a value takes in memory. A map, however small, takes a
+/// node of a tree that has room for eleven entries.
+fn value_weight(value: &Value) -> usize {
+    const ENTRIES: usize = 11;
+    const NODE: usize = ENTRIES * (size_of::<String>() + size_of::<Value>()) + 16;
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        Value::String(text) => text.capacity(),
+        Value::Array(items) => {
+            let own = items.capacity().saturating_mul(size_of::<Value>());
+            items.iter().map(value_weight).fold(own, usize::saturating_add)
+        }
+        Value::Object(map) => {
+            let own = map.len().div_ceil(ENTRIES).saturating_mul(NODE);
+            let entry = |(key, value): (&String, &Value)| key.capacity().saturating_add(value_weight(value));
+            map.iter().map(entry).fold(own, usize::saturating_add)
+        }
+    }
+}
+
 impl History {
     pub(super) fn starting_at(revision: Revision) -> History {
-        History { changes: VecDeque::new(), complete_after: revision }
+        History { changes: VecDeque::new(), bytes: 0, complete_after: revision }
     }
 
-    pub(super) fn push(&mut self, change: Arc<Change>, limit: usize) {
+    /// Adds a change, and forgets the oldest ones that are over either limit.
+    pub(super) fn push(&mut self, change: Arc<Change>, options: &Options) {
+        self.bytes = self.bytes.saturating_add(weight(&change));
         self.changes.push_back(change);
-        while self.changes.len() > limit {
-            if let Some(dropped) = self.changes.pop_front() {
-                self.complete_after = dropped.revision;
-            }
+        while (self.changes.len() > options.history || self.bytes > options.history_bytes)
+            && let Some(dropped) = self.changes.pop_front()
+        {
+            self.bytes = self.bytes.saturating_sub(weight(&dropped));
+            self.complete_after = dropped.revision;
         }
     }
 
@@ -100,4 +133,50 @@ impl Watch {
 pub(super) fn pair(scope: Scope, backlog: VecDeque<Arc<Change>>, queue: usize) -> (Watcher, Watch) {
     let (sender, receiver) = async_channel::bounded(queue);
     (Watcher { scope, sender }, Watch { backlog, receiver })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::object::{Key, Origin, Uid};
+
+    fn change(revision: u64, text: usize) -> Arc<Change> {
+        let key = Key::core("configmaps", "default", "a").unwrap();
+        let value = json!({"metadata": {"name": "a"}, "data": {"text": "x".repeat(text)}});
+        let revision = Revision(revision);
+        let object = Object { key, uid: Uid("u".into()), revision, origin: Origin::Cloud, value };
+        Arc::new(Change { revision, object: Arc::new(object), previous: None, removed: false })
+    }
+
+    #[test]
+    fn a_history_has_bounds_of_number_and_memory() {
+        let scope = Scope::all("", "configmaps");
+        let options = Options { history: 4, history_bytes: 100_000, ..Options::default() };
+        let mut history = History::starting_at(Revision(0));
+        (1..=6).for_each(|revision| history.push(change(revision, 10), &options));
+        assert_eq!(history.changes.len(), 4);
+        assert_eq!(history.since(&scope, Revision(2)).unwrap().len(), 4);
+        assert_eq!(history.since(&scope, Revision(1)).err(), Some(Gone));
+
+        history.push(change(7, 60_000), &options);
+        history.push(change(8, 60_000), &options);
+        assert_eq!(history.changes.len(), 1);
+        assert_eq!(history.since(&scope, Revision(7)).unwrap().len(), 1);
+        // Larger than all that may be kept: who lists now misses nothing.
+        history.push(change(9, 200_000), &options);
+        assert_eq!((history.changes.len(), history.bytes), (0, 0));
+        assert_eq!(history.since(&scope, Revision(8)).err(), Some(Gone));
+        assert!(history.since(&scope, Revision(9)).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_value_weighs_what_its_nodes_and_texts_take() {
+        assert_eq!(value_weight(&json!(null)), 0);
+        assert_eq!(value_weight(&json!({})), 0);
+        let one = value_weight(&json!({"a": 1}));
+        assert!((500..1000).contains(&one), "{one}");
+        assert!(value_weight(&json!({"a": {"b": [{"c": 1}]}})) > 3 * (one - 1));
+    }
 }

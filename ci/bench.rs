@@ -26,6 +26,8 @@ mod table;
 use std::time::{Duration, Instant};
 
 use api::{Api, soon};
+use async_signal::{Signal, Signals};
+use futures_lite::{FutureExt as _, StreamExt as _};
 use holm::task::Tasks;
 use host::world::World;
 use process::{Memory, Usage};
@@ -95,8 +97,8 @@ fn main() -> std::process::ExitCode {
     let as_json = std::env::args().any(|argument| argument == "--json");
     let seconds = std::env::args().skip_while(|argument| argument != "--window").nth(1);
     let window = seconds.map_or(WINDOW, |text| Duration::from_secs(text.parse().expect("--window SECONDS")));
-    let folder = host::scratch("bench");
-    let mut world = match World::new(&folder) {
+    let folder = Folder(host::scratch("bench"));
+    let mut world = match World::new(&folder.0) {
         Ok(world) => world,
         Err(why) => {
             eprintln!("bench: needs {why}: start it as root, with ci/bench");
@@ -104,6 +106,7 @@ fn main() -> std::process::ExitCode {
         }
     };
     world.own_copies();
+    let stop = Stop::listen();
     let started = Instant::now();
     let step = |text: &str| eprintln!("[{:4} s] {text}", started.elapsed().as_secs());
     let load_before = load();
@@ -117,10 +120,10 @@ fn main() -> std::process::ExitCode {
             .budget(budget::PROGRAM_MIB),
     );
     starts(&mut world, &tasks, &mut figures, &step);
-    idle(&world, 0, window, &mut figures, &step);
+    idle(&world, 0, window, &stop, &mut figures, &step);
     step("starting pods, in turns with bare ones");
-    pods::measure(&world, &tasks, &mut figures);
-    idle(&world, 1, window, &mut figures, &step);
+    pods::measure(&world, &tasks, &stop, &mut figures);
+    idle(&world, 1, window, &stop, &mut figures, &step);
 
     let conditions = json!({
         "program": std::env::var("HOLM_BIN").unwrap_or_else(|_| "a debug build".into()),
@@ -143,8 +146,6 @@ fn main() -> std::process::ExitCode {
     if as_json {
         println!("\n{:#}", table::json(&figures, conditions));
     }
-    drop(world);
-    std::fs::remove_dir_all(&folder).unwrap();
     std::process::ExitCode::SUCCESS
 }
 
@@ -162,6 +163,44 @@ memory with 10 pods is the design's for 20. A median is marked, not judged: noth
 fn load() -> String {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').take(3).collect::<Vec<_>>().join(" ")
+}
+
+/// A folder that is removed with this, after everything that was started in it.
+struct Folder(std::path::PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Ctrl-C or SIGTERM: measuring ends in a panic, and unwinding takes down all
+/// that was started.
+struct Stop(async_channel::Receiver<()>);
+
+impl Stop {
+    fn listen() -> Stop {
+        let (sender, receiver) = async_channel::bounded(1);
+        let mut signals = Signals::new([Signal::Int, Signal::Term]).unwrap();
+        std::thread::spawn(move || {
+            smol::block_on(signals.next());
+            drop(sender);
+        });
+        Stop(receiver)
+    }
+
+    /// What the future gives, unless told to stop before.
+    async fn or<T>(&self, future: impl Future<Output = T>) -> T {
+        let stopped = async {
+            let _ = self.0.recv().await;
+            panic!("told to stop");
+        };
+        future.or(stopped).await
+    }
+
+    fn pause(&self, time: Duration) {
+        smol::block_on(self.or(smol::Timer::after(time)));
+    }
 }
 
 /// Milliseconds from `start` until `is_there`.
@@ -233,13 +272,20 @@ fn starts(world: &mut World, tasks: &Tasks, figures: &mut Vec<Figure>, step: &im
 
 /// An idle window with no pods (`at` 0) or all of them (1), and the memory
 /// taken at its end.
-fn idle(world: &World, at: usize, window: Duration, figures: &mut Vec<Figure>, step: &impl Fn(&str)) {
-    host::containerd::pause(SETTLE);
+fn idle(
+    world: &World,
+    at: usize,
+    window: Duration,
+    stop: &Stop,
+    figures: &mut Vec<Figure>,
+    step: &impl Fn(&str),
+) {
+    stop.pause(SETTLE);
     let with = format!("{} pods", at * PODS);
     step(&format!("idle for {} s with {with}", window.as_secs()));
     let roles = [("edge", world.edge_pid()), ("cloud", world.cloud_pid())];
     let before = roles.map(|(_, pid)| Usage::of(pid));
-    host::containerd::pause(window);
+    stop.pause(window);
     let scale = |seconds: f64| seconds / window.as_secs_f64();
     for ((role, pid), before) in roles.into_iter().zip(before) {
         let (is_edge, usage, memory) = (role == "edge", Usage::of(pid), Memory::of(pid));

@@ -102,7 +102,7 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), CloudError> {
 
     let store = Store::open(
         &options.data_dir,
-        store::Options { cache_bytes: 8 << 20, history: 8192, history_bytes: 32 << 20, ..Default::default() },
+        store::Options { cache_bytes: 8 << 20, history: 8192, history_bytes: 8 << 20, ..Default::default() },
     )?;
     let cluster = Cluster::embedded(store.clone());
     let floor = known_floor(&store)?;

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::api::{Api, Seen, next_of, now_ms};
 use super::table::{Figure, median};
-use super::{PODS, SCHEDULED, budget, kubeedge};
+use super::{PODS, SCHEDULED, Stop, budget, kubeedge};
 use crate::host::board::{self, IMAGE};
 use crate::host::world::{NODE, World};
 
@@ -42,11 +42,11 @@ struct Bare {
 }
 
 /// Measures, and leaves [`PODS`] pods running.
-pub fn measure(world: &World, tasks: &Tasks, figures: &mut Vec<Figure>) {
+pub fn measure(world: &World, tasks: &Tasks, stop: &Stop, figures: &mut Vec<Figure>) {
     let runtime = Runtime::new(tasks.executor().clone(), &world.containerd.endpoint()).unwrap();
     let logs = world.folder.join("bare-logs");
     let api = Api::new(&world.cloud_dir(), tasks);
-    let (bare, bound, scheduled) = smol::block_on(tasks.executor().run(async {
+    let (bare, bound, scheduled) = smol::block_on(tasks.executor().run(stop.or(async {
         let watch = api.watch("/api/v1/pods").await;
         // What is read from disk for the first time is read here, and the edge
         // brings the pause image.
@@ -69,7 +69,7 @@ pub fn measure(world: &World, tasks: &Tasks, figures: &mut Vec<Figure>) {
             }
         }
         (bare, bound, scheduled)
-    }));
+    })));
 
     let each = |of: fn(&Bare) -> f64| bare.iter().map(of).collect::<Vec<f64>>();
     let floor = each(|bare| bare.sandbox + bare.create + bare.start);

@@ -20,13 +20,15 @@ impl Log for Stderr {
         if !self.enabled(record.metadata()) {
             return;
         }
+        let text = printable(&record.args().to_string());
         let line = match (self.journald, record.level()) {
-            (true, Level::Error) => format!("<3>{}\n", record.args()),
-            (true, Level::Warn) => format!("<4>{}\n", record.args()),
-            (true, Level::Info) => format!("<6>{}\n", record.args()),
-            (true, Level::Debug | Level::Trace) => format!("<7>{}\n", record.args()),
+            (true, Level::Error) => format!("<3>{text}\n"),
+            (true, Level::Warn) => format!("<4>{text}\n"),
+            (true, Level::Info) => format!("<6>{text}\n"),
+            (true, Level::Debug | Level::Trace) => format!("<7>{text}\n"),
             (false, level) => {
-                format!("{} {:5} {}\n", crate::object::now_rfc3339(), level.as_str(), record.args())
+                let time = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ");
+                format!("{time} {:5} {text}\n", level.as_str())
             }
         };
         // Where standard error is gone there is nowhere to say so.
@@ -34,6 +36,19 @@ impl Log for Stderr {
     }
 
     fn flush(&self) {}
+}
+
+/// The text without control characters: what others send may end up in a line,
+/// and must neither make a second one nor speak to the terminal.
+pub fn printable(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() {
+            true => line.extend(c.escape_default()),
+            false => line.push(c),
+        }
+    }
+    line
 }
 
 /// Starts logging; `HOLM_LOG` (error, warn, info, debug, trace) sets how much,
@@ -45,5 +60,15 @@ pub fn start() {
     // A second call (tests) keeps the first logger.
     if log::set_boxed_logger(Box::new(Stderr { journald })).is_ok() {
         log::set_max_level(level);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_send_stays_in_its_line() {
+        assert_eq!(printable("caf\u{e9} a\nb\u{1b}[31m"), "caf\u{e9} a\\nb\\u{1b}[31m");
     }
 }

@@ -4,6 +4,7 @@ use crate::cloud::CloudError;
 use crate::cri;
 use crate::edge::EdgeError;
 use crate::edge::join::JoinError;
+pub(super) use crate::logger::printable;
 use crate::store::StoreError;
 
 /// It ran, and then failed.
@@ -45,13 +46,6 @@ impl Failure {
     pub(super) fn failed(error: &dyn std::fmt::Display) -> Failure {
         Failure::one(FAILED, error)
     }
-}
-
-/// A line as a terminal can have it: what was typed or what a server said may
-/// hold line breaks and escape sequences.
-pub(super) fn printable(line: &str) -> String {
-    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.into() };
-    line.chars().map(shown).collect()
 }
 
 /// What the argument parser says, on one line.

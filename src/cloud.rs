@@ -23,11 +23,11 @@ use crate::net::{self, NetError};
 use crate::object::KeyError;
 use crate::store::{self, Store, StoreError};
 use crate::task::Tasks;
+use crate::trust::UnixTime;
 use crate::trust::authority::AuthorityError;
 use crate::trust::clock::{ClockError, Floor, IssueTime};
 use crate::trust::names::{Endpoint, NameError};
 use crate::trust::tls::{self, TlsError};
-use crate::trust::{UnixTime, unix};
 use cluster::{Cluster, ClusterError};
 use found::FoundError;
 
@@ -105,8 +105,7 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), CloudError> {
         store::Options { cache_bytes: 8 << 20, history: 8192, history_bytes: 8 << 20, ..Default::default() },
     )?;
     let cluster = Cluster::embedded(store.clone());
-    let floor = known_floor(&store)?;
-    let when = IssueTime::check(UnixTime::now(), floor)?;
+    let when = IssueTime::check(UnixTime::now(), Floor::INITIAL)?;
     let cluster_uid = found::namespaces(&cluster).await?;
     let authority = found::authority(&cluster, &cluster_uid, when).await?;
     let endpoints = endpoints(&options, net::local_address(&hub_listener, options.listen))?;
@@ -145,7 +144,6 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), CloudError> {
         cluster,
         cluster_uid,
         authority,
-        floor,
         endpoints: endpoints.clone(),
         nodes,
         lifecycle,
@@ -176,15 +174,6 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), CloudError> {
 fn shared(listener: TcpListener) -> Result<Arc<Async<TcpListener>>, NetError> {
     Async::new(listener).map(Arc::new).map_err(|error| NetError::Listener(error.to_string()))
 }
-
-/// Certificates are not issued before this; kept when issuing moves it.
-fn known_floor(store: &Store) -> Result<Floor, StoreError> {
-    let kept = store.fact(FLOOR)?;
-    let seconds = kept.and_then(|bytes| Some(u64::from_be_bytes(bytes.try_into().ok()?)));
-    Ok(Floor::at(unix(seconds.unwrap_or_default())))
-}
-
-const FLOOR: &str = "cloud/time-floor";
 
 /// Where edges find the hub: as told, else every address of this machine.
 fn endpoints(options: &Options, hub: SocketAddr) -> Result<Vec<Endpoint>, NameError> {

@@ -137,17 +137,17 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), EdgeError> {
         });
     }
     {
-        let hub = hub::Hub::new(
-            &tasks,
+        let hub = hub::Hub {
+            tasks: tasks.clone(),
             identity,
             clock,
-            options.data_dir.clone(),
-            store.clone(),
+            data_dir: options.data_dir.clone(),
+            store: store.clone(),
             meta,
             up,
             waiting,
             epoch,
-        );
+        };
         tasks.spawn("hub", hub.run());
     }
 

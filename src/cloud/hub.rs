@@ -28,7 +28,6 @@ use crate::task::{Tasks, within};
 use crate::trust::UnixTime;
 use crate::trust::authority::Authority;
 use crate::trust::certificate::{PeerIdentity, Standing, peer_node};
-use crate::trust::clock::Floor;
 use crate::trust::names::{ClusterUid, Endpoint};
 
 /// How long a client may take for TLS and websocket handshakes.
@@ -44,8 +43,6 @@ pub struct Context {
     pub cluster_uid: ClusterUid,
     /// Who signs certificates.
     pub authority: Authority,
-    /// Nothing is issued before this time.
-    pub floor: Floor,
     /// Where edges find the cloud.
     pub endpoints: Vec<Endpoint>,
     /// What each node needs.

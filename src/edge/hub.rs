@@ -31,36 +31,29 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from
 /// Orders made durable in one commit at most.
 const BATCH: usize = 64;
 
-/// The task's state.
+/// The task's state; [`Hub::run`] is the task.
 pub struct Hub {
-    tasks: Tasks,
-    identity: Identity,
-    clock: Clock,
-    data_dir: PathBuf,
-    store: Store,
-    meta: Meta,
-    up: Up,
-    waiting: LatestReceiver<About, ()>,
-    epoch: u64,
+    /// What the task and its connections run on.
+    pub tasks: Tasks,
+    /// Who this board is.
+    pub identity: Identity,
+    /// What certificates are judged by.
+    pub clock: Clock,
+    /// Where the floor of time is kept.
+    pub data_dir: PathBuf,
+    /// What the board holds.
+    pub store: Store,
+    /// Where orders go.
+    pub meta: Meta,
+    /// What is reported.
+    pub up: Up,
+    /// Which reports wait.
+    pub waiting: LatestReceiver<About, ()>,
+    /// This start's number ([`next_epoch`]).
+    pub epoch: u64,
 }
 
 impl Hub {
-    /// Makes the task; [`Hub::run`] is it.
-    #[expect(clippy::too_many_arguments, reason = "wiring")]
-    pub fn new(
-        tasks: &Tasks,
-        identity: Identity,
-        clock: Clock,
-        data_dir: PathBuf,
-        store: Store,
-        meta: Meta,
-        up: Up,
-        waiting: LatestReceiver<About, ()>,
-        epoch: u64,
-    ) -> Hub {
-        Hub { tasks: tasks.clone(), identity, clock, data_dir, store, meta, up, waiting, epoch }
-    }
-
     /// Connects, serves, and connects again.
     pub async fn run(mut self) {
         let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);

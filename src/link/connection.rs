@@ -47,7 +47,7 @@ impl Connection {
     /// Sends a numbered body; its number comes back in [`Heard::Acked`]. Call
     /// only while [`Connection::has_room`].
     pub fn send(&mut self, body: Body) -> u64 {
-        let (seq, frame) = self.session.send(self.tasks.now(), body);
+        let (seq, frame) = self.session.send(body);
         self.write(frame);
         seq
     }

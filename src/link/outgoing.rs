@@ -38,11 +38,6 @@ impl<K: Ord + Clone, V> Outgoing<K, V> {
         Some((key, value))
     }
 
-    /// True if nothing waits.
-    pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
-    }
-
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.turn_of.clear();
@@ -137,26 +132,23 @@ impl<K: Ord + Clone, V> LatestReceiver<K, V> {
 }
 
 /// A queue of items that must keep their order, with a limit: when it is full
-/// the oldest goes, and is counted.
+/// the oldest goes.
 #[derive(Debug)]
 pub struct Recent<T> {
     items: VecDeque<T>,
     limit: usize,
-    /// How many had to go.
-    pub lost: usize,
 }
 
 impl<T> Recent<T> {
     /// A queue of at most `limit` items.
     pub fn new(limit: usize) -> Recent<T> {
-        Recent { items: VecDeque::new(), limit, lost: 0 }
+        Recent { items: VecDeque::new(), limit }
     }
 
     /// Adds an item at the end.
     pub fn push(&mut self, item: T) {
         if self.items.len() >= self.limit {
             self.items.pop_front();
-            self.lost = self.lost.saturating_add(1);
         }
         self.items.push_back(item);
     }
@@ -207,10 +199,10 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_loses_the_oldest_and_counts_it() {
+    fn a_full_queue_loses_the_oldest() {
         let mut recent = Recent::new(2);
         (0..5).for_each(|n| recent.push(n));
-        assert_eq!((recent.iter().copied().collect::<Vec<_>>(), recent.lost), (vec![3, 4], 3));
+        assert_eq!(recent.iter().copied().collect::<Vec<_>>(), [3, 4]);
         recent.drop_while(|n| *n < 4);
         assert_eq!(recent.iter().count(), 1);
     }

@@ -57,7 +57,6 @@ pub struct Session {
     /// True on the end that asks for signs of life.
     asks: bool,
     heard_at: Duration,
-    spoke_at: Duration,
     asked: bool,
 }
 
@@ -74,7 +73,6 @@ impl Session {
             keep_alive: keep_alive.clamp(Duration::from_secs(1), Duration::from_secs(20)),
             asks,
             heard_at: now,
-            spoke_at: now,
             asked: false,
         }
     }
@@ -85,9 +83,8 @@ impl Session {
     }
 
     /// Numbers a body. Call only while [`Session::has_room`].
-    pub fn send(&mut self, now: Duration, body: Body) -> (u64, Frame) {
+    pub fn send(&mut self, body: Body) -> (u64, Frame) {
         self.sent += 1;
-        self.spoke_at = now;
         (self.sent, Frame { seq: self.sent, ack: self.done, body: Some(body), has_body: true })
     }
 
@@ -104,7 +101,7 @@ impl Session {
     pub fn step(&mut self, now: Duration, event: Event) -> Vec<Effect> {
         match event {
             Event::Frame(frame) => self.frame(now, frame),
-            Event::Done(seq) => self.finished(now, seq),
+            Event::Done(seq) => self.finished(seq),
             Event::Tick => self.tick(now),
         }
     }
@@ -127,7 +124,7 @@ impl Session {
             self.received = frame.seq;
         }
         match frame.body {
-            Some(Body::Ping) => effects.push(self.bare(now)),
+            Some(Body::Ping) => effects.push(self.bare()),
             Some(Body::Unsupported(_)) => {}
             Some(body) => effects.push(Effect::Deliver(frame.seq, body)),
             None if frame.has_body => {
@@ -136,7 +133,6 @@ impl Session {
                     self.mark_done(frame.seq);
                 }
                 answer.ack = self.done;
-                self.spoke_at = now;
                 effects.push(Effect::Send(answer));
             }
             None => {}
@@ -151,11 +147,11 @@ impl Session {
         }
     }
 
-    fn finished(&mut self, now: Duration, seq: u64) -> Vec<Effect> {
+    fn finished(&mut self, seq: u64) -> Vec<Effect> {
         let before = self.done;
         self.mark_done(seq);
         match self.done > before {
-            true => vec![self.bare(now)],
+            true => vec![self.bare()],
             false => Vec::new(),
         }
     }
@@ -167,15 +163,13 @@ impl Session {
         }
         if self.asks && !self.asked && silence >= self.keep_alive {
             self.asked = true;
-            self.spoke_at = now;
             return vec![Effect::Send(Frame { ack: self.done, ..Frame::plain(Body::Ping) })];
         }
         Vec::new()
     }
 
     /// A frame that only acknowledges.
-    fn bare(&mut self, now: Duration) -> Effect {
-        self.spoke_at = now;
+    fn bare(&self) -> Effect {
         Effect::Send(Frame { ack: self.done, ..Frame::default() })
     }
 }
@@ -250,7 +244,7 @@ mod tests {
                 match kind {
                     0 if sent < total && a.has_room() => {
                         sent += 1;
-                        let (seq, frame) = a.send(START, Body::Unsupported(0));
+                        let (seq, frame) = a.send(Body::Unsupported(0));
                         prop_assert_eq!(seq, sent);
                         to_b.push_back(Frame { body: Some(Body::Synced), ..frame });
                     }

@@ -4,7 +4,7 @@
 use std::io;
 
 use async_channel::{Receiver, Sender};
-use async_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use async_tungstenite::tungstenite::protocol::WebSocketConfig;
 use async_tungstenite::tungstenite::{Error as WsError, Message};
 use async_tungstenite::{WebSocketReceiver, WebSocketSender, WebSocketStream};
 use futures_lite::{AsyncRead, AsyncWrite, StreamExt};
@@ -95,11 +95,6 @@ impl Link {
         let (has_room, room) = async_channel::bounded(1);
         let writer = executor.spawn(write(sender, queue, has_room));
         Link { reader, frames, room, writer }
-    }
-
-    /// Wraps a raw stream as if the handshake had been done, for tests.
-    pub async fn raw(io: BoxIo, role: Role, executor: &Executor<'static>) -> Link {
-        Link::new(WebSocketStream::from_raw_socket(io, role, Some(config())).await, executor)
     }
 
     /// True if the writer takes one more frame; if not, wait for

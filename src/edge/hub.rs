@@ -12,7 +12,8 @@ use futures_lite::{FutureExt, future};
 use super::meta::{self, Meta, Order};
 use super::report::{About, Up};
 use crate::link::frame::{
-    DIGEST_ALGORITHM, ENCODING_PLAIN, Hello, INVENTORY_PART, Inventory, VERSION_MAX, VERSION_MIN, Welcome,
+    DIGEST_ALGORITHM, ENCODING_PLAIN, Hash, Hello, INVENTORY_PART, Inventory, VERSION_MAX, VERSION_MIN,
+    Welcome,
 };
 use crate::link::outgoing::LatestReceiver;
 use crate::link::{Body, Connection, Heard, ItemId};
@@ -138,6 +139,7 @@ impl Hub {
             digest: meta::digest(&self.store).map_err(say)?,
             features: Vec::new(),
             software: env!("CARGO_PKG_VERSION").into(),
+            pins: membership_pins(&self.identity),
         }));
         match connection.first(WELCOME).await? {
             Body::Welcome(welcome) if welcome.cluster == cluster.as_str() => Ok((connection, welcome)),
@@ -286,6 +288,10 @@ impl Hub {
             false => self.meta.apply(std::mem::take(orders)).await.map_err(|error| error.to_string()),
         }
     }
+}
+
+fn membership_pins(identity: &Identity) -> Vec<Hash> {
+    identity.membership().pins.iter().map(|pin| Hash(*pin.as_bytes())).collect()
 }
 
 /// The order in a body.

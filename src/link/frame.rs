@@ -114,6 +114,40 @@ pub enum Body {
     /// Cloud: the identity.
     #[n(14)]
     Joined(#[n(0)] Joined),
+    /// Edge: asks for its next certificate.
+    #[n(15)]
+    Renew(#[n(0)] Renew),
+    /// Cloud: the next certificate.
+    #[n(16)]
+    Renewed(#[n(0)] Renewed),
+    /// Cloud: whom to trust and where to find the cloud, from now on.
+    #[n(17)]
+    Trust(#[n(0)] Trust),
+    /// Edge: the base of a [`Body::Put`] is not here; send the object whole.
+    #[n(18)]
+    NeedFull(#[n(0)] NeedFull),
+    /// Either: begins a stream.
+    #[n(19)]
+    Open(#[n(0)] Open),
+    /// Either: bytes of a stream, within the credit that the other end gave.
+    #[n(20)]
+    Data(#[n(0)] Data),
+    /// Either: the other end may send so many more bytes on a stream.
+    #[n(21)]
+    Credit(#[n(0)] Credit),
+    /// Either: one's own half of a stream is over, or all of it if there is a
+    /// reason.
+    #[n(22)]
+    End(#[n(0)] End),
+    /// Either: a question with a deadline.
+    #[n(23)]
+    Call(#[n(0)] Call),
+    /// Either: the answer to a [`Body::Call`].
+    #[n(24)]
+    Answer(#[n(0)] Answer),
+    /// Either: the answer to a [`Body::Call`] is no longer wanted.
+    #[n(25)]
+    Cancel(#[n(0)] u64),
 }
 
 /// [`Body::Hello`].
@@ -152,6 +186,11 @@ pub struct Hello {
     #[n(8)]
     #[cbor(default)]
     pub software: String,
+    /// Key hash of each certificate authority that the edge trusts: what a
+    /// rotation of the authority waits for.
+    #[n(9)]
+    #[cbor(default)]
+    pub pins: Vec<Hash>,
 }
 
 /// [`Body::Welcome`].
@@ -192,7 +231,22 @@ pub struct Welcome {
     #[n(9)]
     #[cbor(default)]
     pub software: String,
+    /// Key hash of each certificate authority to trust, to remember; empty if
+    /// nothing is said about that.
+    #[n(10)]
+    #[cbor(default)]
+    pub pins: Vec<Hash>,
+    /// True if this session may do nothing but renew the certificate.
+    #[n(11)]
+    #[cbor(default)]
+    pub renew_only: bool,
 }
+
+/// A SHA-256: of an object's bytes in CBOR, or of an authority's
+/// SubjectPublicKeyInfo in DER.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+#[cbor(transparent)]
+pub struct Hash(#[cbor(with = "minicbor::bytes")] pub [u8; 32]);
 
 /// [`Body::Refused`].
 #[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
@@ -270,8 +324,13 @@ pub struct Inventory {
     pub last: bool,
 }
 
-/// How the bytes of an object are to be read.
+/// [`Put::object`] is the object in CBOR ([`crate::object::codec`]).
 pub const ENCODING_PLAIN: u32 = 0;
+/// [`Put::object`] is the object in CBOR, as an LZ4 block.
+pub const ENCODING_LZ4: u32 = 1;
+/// [`Put::object`] is the object in CBOR, as an LZ4 block whose dictionary is
+/// another object in CBOR: the one whose SHA-256 is [`Put::base`].
+pub const ENCODING_LZ4_BASE: u32 = 2;
 
 /// [`Body::Put`].
 #[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
@@ -280,7 +339,9 @@ pub struct Put {
     /// Which object.
     #[n(0)]
     pub key: WireKey,
-    /// [`ENCODING_PLAIN`]: `object` is the object in CBOR.
+    /// How `object` is to be read: [`ENCODING_PLAIN`], [`ENCODING_LZ4`] or
+    /// [`ENCODING_LZ4_BASE`]. Others than the first are sent only to an end
+    /// that named [`FEATURE_LZ4`].
     #[n(1)]
     #[cbor(default)]
     pub encoding: u32,
@@ -288,7 +349,18 @@ pub struct Put {
     #[n(2)]
     #[cbor(with = "minicbor::bytes")]
     pub object: Vec<u8>,
+    /// SHA-256 of the base in CBOR, if the encoding has one.
+    #[n(3)]
+    pub base: Option<Hash>,
+    /// Length of the object in CBOR, in bytes, unless it is plain: checked
+    /// before anything is allocated.
+    #[n(4)]
+    #[cbor(default)]
+    pub length: u32,
 }
+
+/// The feature of an end that reads compressed objects.
+pub const FEATURE_LZ4: &str = "lz4";
 
 /// [`Body::Drop`] and [`Body::Gone`]: one object, by name and identity.
 #[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
@@ -395,6 +467,145 @@ pub struct Joined {
     pub endpoints: Vec<String>,
 }
 
+/// [`Body::Renew`].
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Renew {
+    /// A PKCS#10 certificate request in DER (RFC 2986) with the next key: only
+    /// that counts.
+    #[n(0)]
+    #[cbor(with = "minicbor::bytes")]
+    pub request: Vec<u8>,
+}
+
+/// [`Body::Renewed`].
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Renewed {
+    /// The certificate in DER.
+    #[n(0)]
+    #[cbor(with = "minicbor::bytes")]
+    pub certificate: Vec<u8>,
+}
+
+/// [`Body::Trust`].
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Trust {
+    /// Key hash of each certificate authority to trust.
+    #[n(0)]
+    pub pins: Vec<Hash>,
+    /// Where the cloud can be reached (`host:port`).
+    #[n(1)]
+    #[cbor(default)]
+    pub endpoints: Vec<String>,
+    /// True if the node is to renew its certificate now: the authority that
+    /// signed it is going.
+    #[n(2)]
+    #[cbor(default)]
+    pub renew: bool,
+}
+
+/// [`Body::NeedFull`].
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct NeedFull {
+    /// Which object.
+    #[n(0)]
+    pub key: WireKey,
+}
+
+/// [`Body::Open`].
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Open {
+    /// The stream's number: odd ones are the edge's, even ones the cloud's.
+    #[n(0)]
+    pub stream: u64,
+    /// What the stream is for.
+    #[n(1)]
+    pub service: String,
+    /// What the service is told to begin with.
+    #[n(2)]
+    #[cbor(with = "minicbor::bytes")]
+    pub header: Vec<u8>,
+    /// Bytes that the other end may send before it is given more.
+    #[n(3)]
+    pub credit: u32,
+}
+
+/// [`Body::Data`].
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Data {
+    /// Which stream.
+    #[n(0)]
+    pub stream: u64,
+    /// The bytes.
+    #[n(1)]
+    #[cbor(with = "minicbor::bytes")]
+    pub bytes: Vec<u8>,
+}
+
+/// [`Body::Credit`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Credit {
+    /// Which stream.
+    #[n(0)]
+    pub stream: u64,
+    /// Bytes that may be sent beyond what was granted before.
+    #[n(1)]
+    pub bytes: u32,
+}
+
+/// [`Body::End`].
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct End {
+    /// Which stream.
+    #[n(0)]
+    pub stream: u64,
+    /// Why, if it did not end well: then neither half goes on.
+    #[n(1)]
+    pub reason: Option<String>,
+}
+
+/// [`Body::Call`].
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Call {
+    /// The call's number: odd ones are the edge's, even ones the cloud's.
+    #[n(0)]
+    pub call: u64,
+    /// What is asked.
+    #[n(1)]
+    pub service: String,
+    /// The question.
+    #[n(2)]
+    #[cbor(with = "minicbor::bytes")]
+    pub question: Vec<u8>,
+    /// Milliseconds after which nobody waits for the answer.
+    #[n(3)]
+    pub deadline_ms: u32,
+}
+
+/// [`Body::Answer`].
+#[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct Answer {
+    /// Which call.
+    #[n(0)]
+    pub call: u64,
+    /// The answer.
+    #[n(1)]
+    #[cbor(with = "minicbor::bytes")]
+    pub answer: Vec<u8>,
+    /// Why there is none.
+    #[n(2)]
+    pub error: Option<String>,
+}
+
 impl Frame {
     /// A frame that says something and is not numbered.
     pub fn plain(body: Body) -> Frame {
@@ -463,6 +674,19 @@ mod tests {
                     digest: [7; 32],
                     features: vec!["x".into()],
                     software: "0.1.0".into(),
+                    pins: vec![],
+                })),
+            ),
+            (
+                "hello-pins",
+                Frame::plain(Body::Hello(Hello { pins: vec![Hash([9; 32])], ..Hello::default() })),
+            ),
+            (
+                "welcome-pins",
+                Frame::plain(Body::Welcome(Welcome {
+                    pins: vec![Hash([9; 32])],
+                    renew_only: true,
+                    ..Welcome::default()
                 })),
             ),
             (
@@ -478,6 +702,8 @@ mod tests {
                     endpoints: vec!["a:1".into()],
                     features: vec![],
                     software: "0.1.0".into(),
+                    pins: vec![],
+                    renew_only: false,
                 })),
             ),
             ("refused", Frame::plain(Body::Refused(Refused { reason: "no".into(), permanent: true }))),
@@ -488,10 +714,18 @@ mod tests {
                     last: true,
                 })),
             ),
+            ("put", numbered(Body::Put(Put { key: key.clone(), object: vec![0xa0], ..Put::default() }))),
             (
-                "put",
-                numbered(Body::Put(Put { key: key.clone(), encoding: ENCODING_PLAIN, object: vec![0xa0] })),
+                "put-base",
+                numbered(Body::Put(Put {
+                    key: key.clone(),
+                    encoding: ENCODING_LZ4_BASE,
+                    object: vec![0x10, 0xa0],
+                    base: Some(Hash([8; 32])),
+                    length: 1,
+                })),
             ),
+            ("need-full", numbered(Body::NeedFull(NeedFull { key: key.clone() }))),
             ("drop", numbered(Body::Drop(gone.clone()))),
             ("synced", numbered(Body::Synced)),
             ("status", numbered(Body::Status(Status { key, uid: "u1".into(), status: vec![0xa0] }))),
@@ -519,6 +753,39 @@ mod tests {
                 "joined",
                 Frame::plain(Body::Joined(Joined { certificate: vec![3], endpoints: vec!["a:1".into()] })),
             ),
+            ("renew", numbered(Body::Renew(Renew { request: vec![1, 2] }))),
+            ("renewed", numbered(Body::Renewed(Renewed { certificate: vec![3] }))),
+            (
+                "trust",
+                numbered(Body::Trust(Trust {
+                    pins: vec![Hash([9; 32])],
+                    endpoints: vec!["a:1".into()],
+                    renew: true,
+                })),
+            ),
+            (
+                "open",
+                numbered(Body::Open(Open {
+                    stream: 2,
+                    service: "logs".into(),
+                    header: vec![1],
+                    credit: 65_536,
+                })),
+            ),
+            ("data", numbered(Body::Data(Data { stream: 2, bytes: vec![1, 2, 3] }))),
+            ("credit", Frame::plain(Body::Credit(Credit { stream: 2, bytes: 4096 }))),
+            ("end", numbered(Body::End(End { stream: 2, reason: Some("over".into()) }))),
+            (
+                "call",
+                numbered(Body::Call(Call {
+                    call: 3,
+                    service: "version".into(),
+                    question: vec![1],
+                    deadline_ms: 1500,
+                })),
+            ),
+            ("answer", numbered(Body::Answer(Answer { call: 3, answer: vec![1], error: None }))),
+            ("cancel", numbered(Body::Cancel(3))),
         ]
     }
 

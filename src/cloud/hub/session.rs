@@ -13,7 +13,7 @@ use crate::cloud::authorise::authorise;
 use crate::cloud::cluster::{ClusterError, Weight};
 use crate::cloud::nodes::{Attached, Order, encoded};
 use crate::link::frame::{
-    DIGEST_ALGORITHM, ENCODING_PLAIN, Happening, Hello, INVENTORY_MAX, Put, Refused, Welcome, negotiate,
+    DIGEST_ALGORITHM, Happening, Hello, INVENTORY_MAX, Put, Refused, Welcome, negotiate,
 };
 use crate::link::session::{KEEP_ALIVE, WINDOW};
 use crate::link::sync::{difference, set_digest};
@@ -64,6 +64,8 @@ pub(super) async fn serve(context: Arc<Context>, mut connection: Connection, pee
         endpoints: context.endpoints.iter().map(ToString::to_string).collect(),
         features: Vec::new(),
         software: env!("CARGO_PKG_VERSION").into(),
+        pins: Vec::new(),
+        renew_only: false,
     }));
     connection.agree(false, WINDOW, KEEP_ALIVE);
     // Only what is known to be all of it is said to be all of it.
@@ -339,7 +341,7 @@ fn ignore_missing(outcome: Result<(), ClusterError>) -> Result<(), Failure> {
 }
 
 fn put(key: &Key, object: Vec<u8>) -> Body {
-    Body::Put(Put { key: key.into(), encoding: ENCODING_PLAIN, object })
+    Body::Put(Put { key: key.into(), object, ..Put::default() })
 }
 
 /// The object that a body is about.

@@ -7,6 +7,7 @@
 //! with a sequence number that the other end acknowledges once it has done
 //! what the frame asks.
 
+pub mod compress;
 pub mod connection;
 pub mod frame;
 pub mod outgoing;

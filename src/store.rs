@@ -9,6 +9,9 @@
 //! written as [`Durability::Volatile`]: it has a revision and is watched like
 //! everything else, but lives in memory and never touches the flash.
 
+mod backup;
+mod error;
+mod file;
 mod table;
 mod thread;
 mod watch;
@@ -19,16 +22,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_channel::Sender;
-use redb::{ReadTransaction, ReadableDatabase};
+use redb::{Database, ReadTransaction, ReadableDatabase, StorageBackend};
 use serde_json::Value;
 
-use crate::object::{Key, Kind, Object, Origin, Revision, Uid, codec::CodecError};
+use crate::object::{Key, Kind, Object, Origin, Revision, Uid};
 
+pub use error::{StoreError, WriteError};
+pub use table::Contents;
 pub use watch::{Change, Gone, Watch};
 
 /// The version of the file's layout that this program writes. A file of a
 /// later version is refused; an earlier one is migrated on opening.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// How a store is opened.
 #[derive(Clone, Debug)]
@@ -43,80 +48,22 @@ pub struct Options {
     pub history_bytes: usize,
     /// How many changes may wait for one watcher before it is dropped.
     pub watch_queue: usize,
+    /// Whether every page and entry is read and its checksum compared before
+    /// the store is given out (a second for some tens of MB). Without it,
+    /// damage shows when the entry is read.
+    pub verify: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { cache_bytes: 1 << 20, history: 1024, history_bytes: 4 << 20, watch_queue: 1024 }
+        Options {
+            cache_bytes: 1 << 20,
+            history: 1024,
+            history_bytes: 4 << 20,
+            watch_queue: 1024,
+            verify: false,
+        }
     }
-}
-
-/// Why the store could not be opened, read or written.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The directory or file cannot be made or opened.
-    #[error("cannot use the store {path} ({why}): choose another directory with --data-dir")]
-    Open {
-        /// The store's file.
-        path: PathBuf,
-        /// The system's words.
-        why: String,
-    },
-    /// Another process has it open.
-    #[error(
-        "the store {path} is in use by another process: stop it, or give this one a --data-dir of its own"
-    )]
-    InUse {
-        /// The store's file.
-        path: PathBuf,
-    },
-    /// Written by a later release.
-    #[error("the store {path} has layout {found}, this release knows up to {SCHEMA}: use the newer holm")]
-    Newer {
-        /// The store's file.
-        path: PathBuf,
-        /// Its layout version.
-        found: u32,
-    },
-    /// A stored value is not what was written.
-    #[error("the store is damaged at {at}: {why}")]
-    Damaged {
-        /// Which entry.
-        at: String,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// The database or the disk under it failed.
-    #[error("the store failed: {0}")]
-    Storage(String),
-    /// The writer thread has stopped.
-    #[error("the store is closed")]
-    Closed,
-}
-
-/// Why one write was not done. The store is as it was before.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum WriteError {
-    /// [`Expect::Absent`], and there is one.
-    #[error("{0} exists already")]
-    Exists(Key),
-    /// [`Expect::Present`], and there is none.
-    #[error("{0} does not exist")]
-    Missing(Key),
-    /// It is there at another revision, or as another object of the name.
-    #[error("{key} has changed: it is at revision {found}")]
-    Conflict {
-        /// Which object.
-        key: Key,
-        /// Its revision now.
-        found: Revision,
-    },
-    /// Larger than a stored object may be.
-    #[error("{0}: {1}")]
-    TooLarge(Key, CodecError),
-    /// Nothing was written because the store itself failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
 }
 
 /// What must be so for a write to be done.
@@ -222,6 +169,7 @@ struct Published {
 struct Shared {
     published: Mutex<Published>,
     options: Options,
+    path: PathBuf,
     generation: u64,
 }
 
@@ -245,11 +193,33 @@ impl Store {
     /// Opens the store in `directory`, making both with access for this user
     /// only if they are not there. Blocks while redb repairs a file that was
     /// not closed cleanly (milliseconds per MB).
+    ///
+    /// [`StoreError::Damaged`] if the file is there and is not what a store
+    /// wrote; every other error is about something else, and the file may be
+    /// well.
     pub fn open(directory: &Path, options: Options) -> Result<Store, StoreError> {
-        let path = directory.join("holm.redb");
-        let database = table::open(&path, options.cache_bytes)?;
-        let opened = table::Opened::read(&database, &path)?;
-        let read = database.begin_read().map_err(table::storage)?;
+        Store::open_at(file::Place::file(directory, &options), options)
+    }
+
+    /// Opens a store on anything that holds bytes, for tests; `name` stands in
+    /// its errors. Nothing keeps two stores from using one back end.
+    #[doc(hidden)]
+    pub fn open_backend<B: StorageBackend + Clone>(
+        name: &Path,
+        backend: B,
+        options: Options,
+    ) -> Result<Store, StoreError> {
+        let open = move |builder: &redb::Builder| builder.create_with_backend(backend.clone());
+        Store::open_at(file::Place::backend(name, &options, Box::new(open)), options)
+    }
+
+    fn open_at(place: file::Place, options: Options) -> Result<Store, StoreError> {
+        let (mut database, opened) = place.open()?;
+        let path = place.path().to_path_buf();
+        if options.verify {
+            file::guarded(|| look_through(&mut database)).map_err(|fault| fault.at(&path))?;
+        }
+        let read = database.begin_read().map_err(|error| error::Fault::from(error).at(&path))?;
         let shared = Arc::new(Shared {
             published: Mutex::new(Published {
                 revision: opened.reserved,
@@ -260,11 +230,22 @@ impl Store {
                 commits: 0,
             }),
             options,
+            path: path.clone(),
             generation: opened.generation,
         });
         let inbox = thread::spawn(database, shared.clone(), opened.reserved)
             .map_err(|error| StoreError::Open { path, why: error.to_string() })?;
         Ok(Store { shared, inbox })
+    }
+
+    /// The store's file.
+    pub fn path(&self) -> &Path {
+        &self.shared.path
+    }
+
+    /// The last commit.
+    fn read(&self) -> Arc<ReadTransaction> {
+        self.shared.published().read.clone()
     }
 
     /// Tells this file from every other store that ever was (random at its
@@ -292,7 +273,7 @@ impl Store {
             }
             published.read.clone()
         };
-        table::get(&read, key)
+        table::get(&read, key).map_err(|fault| fault.at(self.path()))
     }
 
     /// The objects of a scope in key order, at most `limit`, after `after`.
@@ -322,7 +303,8 @@ impl Store {
         };
         table::scan(&read, scope, start, wanted, |object| {
             found.entry(object.key.clone()).or_insert_with(|| Arc::new(object));
-        })?;
+        })
+        .map_err(|fault| fault.at(self.path()))?;
         let more = limit.is_some_and(|limit| found.len() > limit);
         let objects = found.into_values().take(limit.unwrap_or(usize::MAX)).collect();
         Ok(Listing { revision, objects, more })
@@ -372,8 +354,7 @@ impl Store {
     /// A small named value about the store itself (the cluster it belongs to,
     /// the time floor).
     pub fn fact(&self, name: &'static str) -> Result<Option<Vec<u8>>, StoreError> {
-        let read = self.shared.published().read.clone();
-        table::fact(&read, name)
+        table::fact(&self.read(), name).map_err(|fault| fault.at(self.path()))
     }
 
     /// Sets a fact durably; an equal value is not written again.
@@ -385,6 +366,14 @@ impl Store {
             .map_err(|_| StoreError::Closed)?;
         answer.recv().await.map_err(|_| StoreError::Closed)?
     }
+}
+
+/// Reads every page and entry.
+fn look_through(database: &mut Database) -> Result<(), error::Fault> {
+    if !database.check_integrity()? {
+        log::warn!("the store's free pages were not in order, and are again");
+    }
+    table::verify(&database.begin_read()?).map(|_| ())
 }
 
 fn first_key(scope: &Scope) -> Key {

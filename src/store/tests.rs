@@ -6,6 +6,8 @@ use smol::block_on;
 
 use super::*;
 
+mod file;
+
 struct TempDir(PathBuf);
 
 impl TempDir {
@@ -14,13 +16,17 @@ impl TempDir {
     }
 
     fn open(&self) -> Store {
+        self.open_with(Options::default()).unwrap()
+    }
+
+    fn open_with(&self, options: Options) -> Result<Store, StoreError> {
         // The file is released when the writer thread of the last handle ends.
         for _ in 0..500 {
-            match Store::open(&self.0, Options::default()) {
+            match Store::open(&self.0, options.clone()) {
                 Err(StoreError::InUse { .. }) => {
                     block_on(smol::Timer::after(std::time::Duration::from_millis(2)));
                 }
-                other => return other.unwrap(),
+                other => return other,
             }
         }
         panic!("the store stays in use");

@@ -5,9 +5,10 @@ use std::io;
 use std::sync::Arc;
 
 use async_channel::{Receiver, Sender};
-use redb::{Database, ReadableDatabase, Table, WriteTransaction};
+use redb::{Database, ReadableDatabase, Table};
 
-use super::table::{self, FACT_RESERVED, FACTS, OBJECTS, REVISION_BLOCK, storage};
+use super::error::Fault;
+use super::table::{self, FACT_RESERVED, OBJECTS, REVISION_BLOCK, set_fact};
 use super::watch::Change;
 use super::{Action, Durability, Expect, Shared, StoreError, Write, WriteError};
 use crate::object::{Key, Object, Revision, Uid, meta_str, strip_server_fields};
@@ -72,7 +73,7 @@ impl Writer {
     /// Commits a group and answers each of its requests.
     fn serve(&mut self, group: Vec<ToWriter>) {
         let before = (self.last, self.reserved);
-        let result = self.commit(&group);
+        let result = self.commit(&group).map_err(|fault| fault.at(&self.shared.path));
         if result.is_err() {
             (self.last, self.reserved) = before;
         }
@@ -92,22 +93,19 @@ impl Writer {
         }
     }
 
-    fn commit(&mut self, group: &[ToWriter]) -> Result<Vec<Vec<Outcome>>, StoreError> {
-        let transaction = self.database.begin_write().map_err(storage)?;
+    fn commit(&mut self, group: &[ToWriter]) -> Result<Vec<Vec<Outcome>>, Fault> {
+        let transaction = self.database.begin_write()?;
         let mut staged = Staged::default();
         let mut outcomes = Vec::with_capacity(group.len());
         {
-            let mut objects = transaction.open_table(OBJECTS).map_err(storage)?;
+            let mut objects = transaction.open_table(OBJECTS)?;
             for request in group {
                 outcomes.push(match request {
                     ToWriter::Write { writes, .. } => {
                         let mut each = Vec::with_capacity(writes.len());
                         for write in writes {
-                            each.push(match self.apply(write, &mut objects, &mut staged) {
-                                // The whole group fails with the store.
-                                Err(WriteError::Store(error)) => return Err(error),
-                                outcome => outcome,
-                            });
+                            // The whole group fails with the store.
+                            each.push(self.apply(write, &mut objects, &mut staged)?);
                         }
                         each
                     }
@@ -124,18 +122,18 @@ impl Writer {
             staged.durable = true;
         }
         if staged.durable {
-            transaction.commit().map_err(storage)?;
+            transaction.commit()?;
         } else {
-            transaction.abort().map_err(storage)?;
+            transaction.abort()?;
         }
         self.publish(staged)?;
         Ok(outcomes)
     }
 
     /// Makes a committed group visible, all of it at once.
-    fn publish(&self, staged: Staged) -> Result<(), StoreError> {
+    fn publish(&self, staged: Staged) -> Result<(), Fault> {
         let read = match staged.durable {
-            true => Some(Arc::new(self.database.begin_read().map_err(storage)?)),
+            true => Some(Arc::new(self.database.begin_read()?)),
             false => None,
         };
         let mut published = self.shared.published();
@@ -163,7 +161,7 @@ impl Writer {
         key: &Key,
         objects: &Table<'_, (&'static str, &'static str, &'static str, &'static str), &'static [u8]>,
         staged: &Staged,
-    ) -> Result<(Option<Arc<Object>>, Durability), StoreError> {
+    ) -> Result<(Option<Arc<Object>>, Durability), Fault> {
         if let Some(object) = staged.latest.get(key) {
             let durability = match staged.volatile.get(key) {
                 Some(Some(_)) => Durability::Volatile,
@@ -182,10 +180,12 @@ impl Writer {
         write: &Write,
         objects: &mut Table<'_, (&'static str, &'static str, &'static str, &'static str), &'static [u8]>,
         staged: &mut Staged,
-    ) -> Outcome {
+    ) -> Result<Outcome, Fault> {
         let key = &write.key;
         let (current, held) = self.current(key, objects, staged)?;
-        check(key, &write.expect, current.as_deref())?;
+        if let Err(refused) = check(key, &write.expect, current.as_deref()) {
+            return Ok(Err(refused));
+        }
         match &write.action {
             Action::Put { value, origin, durability } => {
                 let mut value = value.clone();
@@ -195,7 +195,7 @@ impl Writer {
                     && current.origin == *origin
                     && (held == *durability || held == Durability::Durable)
                 {
-                    return Ok(current.clone());
+                    return Ok(Ok(current.clone()));
                 }
                 let object = Object {
                     uid: Uid(meta_str(&value, "uid").unwrap_or_default().into()),
@@ -204,12 +204,14 @@ impl Writer {
                     value,
                     key: key.clone(),
                 };
-                let envelope =
-                    table::wrap(&object).map_err(|error| WriteError::TooLarge(key.clone(), error))?;
+                let envelope = match table::wrap(&object) {
+                    Ok(envelope) => envelope,
+                    Err(error) => return Ok(Err(WriteError::TooLarge(key.clone(), error))),
+                };
                 let object = Arc::new(object);
                 match durability {
                     Durability::Durable => {
-                        objects.insert(table::row(key), envelope.as_slice()).map_err(storage)?;
+                        objects.insert(table::row(key), envelope.as_slice())?;
                         staged.volatile.insert(key.clone(), None);
                         staged.durable = true;
                     }
@@ -225,11 +227,11 @@ impl Writer {
                     previous: current,
                     removed: false,
                 }));
-                Ok(object)
+                Ok(Ok(object))
             }
             Action::Delete => {
-                let current = current.ok_or_else(|| WriteError::Missing(key.clone()))?;
-                staged.durable |= objects.remove(table::row(key)).map_err(storage)?.is_some();
+                let Some(current) = current else { return Ok(Err(WriteError::Missing(key.clone()))) };
+                staged.durable |= objects.remove(table::row(key))?.is_some();
                 staged.volatile.insert(key.clone(), None);
                 self.last = Revision(self.last.0.saturating_add(1));
                 staged.latest.insert(key.clone(), None);
@@ -242,7 +244,7 @@ impl Writer {
                     previous: Some(current),
                     removed: true,
                 }));
-                Ok(object)
+                Ok(Ok(object))
             }
         }
     }
@@ -262,14 +264,4 @@ fn check(key: &Key, expect: &Expect, current: Option<&Object>) -> Result<(), Wri
             }
         }
     }
-}
-
-/// Sets a fact; false if it is so already.
-fn set_fact(transaction: &WriteTransaction, name: &str, value: &[u8]) -> Result<bool, StoreError> {
-    let mut facts = transaction.open_table(FACTS).map_err(storage)?;
-    if redb::ReadableTable::get(&facts, name).map_err(storage)?.is_some_and(|guard| guard.value() == value) {
-        return Ok(false);
-    }
-    facts.insert(name, value).map_err(storage)?;
-    Ok(true)
 }

@@ -84,7 +84,7 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), EdgeError> {
     // The service is up from here on, though joining may wait for a network.
     tasks.spawn("watchdog", crate::notify::watchdog());
     crate::notify::ready();
-    let clock = Clock::new(identity::read_floor(&options.data_dir)?);
+    let clock = Clock::new(identity::read_floor(&options.data_dir)?, crate::boot::now());
 
     let identity = match identity(&options.data_dir)? {
         Some(identity) => {

@@ -20,7 +20,8 @@ pub mod link;
 // The client of the container runtime.
 pub mod cri;
 
-// Supervised tasks, listeners, signs of life, log lines.
+// Supervised tasks, listeners, signs of life, log lines, the boot.
+pub mod boot;
 pub mod logger;
 pub mod net;
 pub mod notify;

@@ -159,9 +159,9 @@ impl Hub {
         if let Err(error) = self.identity.learn(endpoints, Vec::new()) {
             log::error!("{error}");
         }
-        if let Some(floor) = self.clock.confirm(unix(welcome.time_ms / 1000), self.tasks.now()) {
-            match identity::write_floor(&self.data_dir, floor) {
-                Ok(()) => self.clock.written(floor),
+        if let Some(kept) = self.clock.confirm(unix(welcome.time_ms / 1000), self.tasks.now()) {
+            match identity::write_floor(&self.data_dir, &kept) {
+                Ok(()) => self.clock.written(&kept),
                 Err(error) => log::error!("{error}"),
             }
         }

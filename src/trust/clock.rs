@@ -5,6 +5,8 @@
 //! nothing while its clock is behind what has certainly passed.
 
 use super::{UnixTime, unix};
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 /// No clock of this program can rightly show an earlier time: 2026-11-01T00:00:00Z, or
@@ -22,8 +24,9 @@ pub const BUILD_TIME: UnixTime = {
 
 /// How far one confirmation moves the floor beyond the time that has passed by the monotonic clock.
 pub const LEAP_MAX: Duration = Duration::from_secs(24 * 60 * 60);
-/// Two confirmations closer together than this are one, so that reconnecting often moves nothing.
-pub const CONFIRM_EVERY: Duration = Duration::from_secs(60 * 60);
+/// Two confirmations of one boot that are closer together than this are one: neither reconnecting often nor
+/// restarting the program moves anything.
+pub const CONFIRM_EVERY: Duration = LEAP_MAX;
 /// How much the floor moves before it is worth writing to flash.
 const WRITE_EVERY: Duration = LEAP_MAX;
 
@@ -63,45 +66,139 @@ pub fn is_worth_writing(written: Floor, now: Floor) -> bool {
     moved >= WRITE_EVERY.as_secs()
 }
 
-/// The edge's floor with what is needed to move it: the owner of the session drives it.
+/// A moment as the monotonic clock tells it: which boot of the machine, and how long that had lasted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Boot {
+    /// The kernel's random name for this boot; at most [`BOOT_ID_MAX`] bytes without white space.
+    pub id: String,
+    /// Time since the boot (CLOCK_BOOTTIME, which nobody sets).
+    pub up: Duration,
+}
+
+/// Longest [`Boot::id`] that is kept, in bytes; a UUID has 36.
+pub const BOOT_ID_MAX: usize = 64;
+
+/// What is kept of the clock: the floor, and the confirmation that moved it there, so that a restart of the
+/// program is not one more confirmation.
+///
+/// As text it is two lines: seconds after 1970, then the boot's name and seconds since the boot. The second
+/// line may be missing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// The floor.
+    pub floor: Floor,
+    /// When it was last confirmed.
+    pub confirmed: Option<Boot>,
+}
+
+impl From<Floor> for Kept {
+    fn from(floor: Floor) -> Kept {
+        Kept { floor, confirmed: None }
+    }
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.floor.0.as_secs())?;
+        match &self.confirmed {
+            Some(Boot { id, up }) => writeln!(f, "{id} {}", up.as_secs()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl FromStr for Kept {
+    type Err = NotKept;
+
+    fn from_str(text: &str) -> Result<Kept, NotKept> {
+        let mut lines = text.lines();
+        let floor = lines.next().and_then(|line| line.trim().parse().ok()).ok_or(NotKept)?;
+        let confirmed = lines.next().and_then(|line| {
+            let (id, up) = line.trim_end().split_once(' ')?;
+            let up = Duration::from_secs(up.parse().ok()?);
+            (id.len() <= BOOT_ID_MAX).then(|| Boot { id: id.to_owned(), up })
+        });
+        Ok(Kept { floor: Floor(unix(floor)), confirmed })
+    }
+}
+
+/// A text that is not a kept floor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a floor of time")]
+pub struct NotKept;
+
+/// The floor with what is needed to move it, and the time that an authenticated peer told. Whoever owns the
+/// session drives it; `monotonic` is the time since [`Clock::new`]'s `boot` was read.
 #[derive(Debug, Clone)]
 pub struct Clock {
     floor: Floor,
     written: Option<Floor>,
-    confirmed: Option<Duration>,
+    confirmed: Option<Boot>,
+    /// When `monotonic` was zero.
+    boot: Boot,
+    /// The last time told, and when by `monotonic`.
+    told: Option<(UnixTime, Duration)>,
 }
 
 impl Clock {
-    /// Starts from the floor that was kept, `None` on a board that never kept one.
-    pub fn new(kept: Option<Floor>) -> Clock {
-        Clock { floor: kept.unwrap_or(Floor::INITIAL).max(Floor::INITIAL), written: kept, confirmed: None }
+    /// Starts from what was kept, `None` on a machine that never kept a floor or whose floor was reset.
+    pub fn new(kept: Option<Kept>, boot: Boot) -> Clock {
+        let written = kept.as_ref().map(|kept| kept.floor);
+        Clock {
+            floor: written.unwrap_or(Floor::INITIAL).max(Floor::INITIAL),
+            written,
+            confirmed: kept.and_then(|kept| kept.confirmed),
+            boot,
+            told: None,
+        }
     }
 
-    /// The floor to judge certificates by.
+    /// The floor to judge a peer's certificates by.
     pub fn floor(&self) -> Floor {
         self.floor
     }
 
-    /// An authenticated peer has told the time; `monotonic` is the time since the boot.
+    /// The best time to judge one's own certificate by: what an authenticated peer told since this program
+    /// started, gone on by the monotonic clock, and never behind the floor.
+    pub fn now(&self, monotonic: Duration) -> UnixTime {
+        let told = self.told.map(|(time, at)| later(time, monotonic.saturating_sub(at)));
+        told.unwrap_or(self.floor.0).max(self.floor.0)
+    }
+
+    /// An authenticated peer has told the time.
     ///
-    /// Returns the floor to write, if it is worth a write; the caller reports success with
-    /// [`Clock::written`].
-    pub fn confirm(&mut self, authenticated: UnixTime, monotonic: Duration) -> Option<Floor> {
-        let elapsed = monotonic.saturating_sub(self.confirmed.unwrap_or_default());
-        if self.confirmed.is_none() || elapsed >= CONFIRM_EVERY {
+    /// Returns what to write, if it is worth a write; the caller reports success with [`Clock::written`].
+    pub fn confirm(&mut self, authenticated: UnixTime, monotonic: Duration) -> Option<Kept> {
+        self.told = Some((authenticated, monotonic));
+        let now = self.boot.up.saturating_add(monotonic);
+        // What a boot before this one saw of the monotonic clock says nothing about how long ago it was.
+        let last = self.confirmed.as_ref().filter(|confirmed| confirmed.id == self.boot.id);
+        let elapsed = now.saturating_sub(last.map_or(Duration::ZERO, |last| last.up));
+        if last.is_none() || elapsed >= CONFIRM_EVERY {
             self.floor = confirm(self.floor, authenticated, elapsed);
-            self.confirmed = Some(monotonic);
+            self.confirmed = Some(Boot { id: self.boot.id.clone(), up: now });
         }
         match self.written {
             Some(written) if !is_worth_writing(written, self.floor) => None,
-            _ => Some(self.floor),
+            _ => Some(Kept { floor: self.floor, confirmed: self.confirmed.clone() }),
         }
     }
 
-    /// The floor has been written.
-    pub fn written(&mut self, floor: Floor) {
-        self.written = Some(floor);
+    /// Time has passed in a session whose peer once told the time: a session of months confirms too. Returns
+    /// what to write, as [`Clock::confirm`] does.
+    pub fn tick(&mut self, monotonic: Duration) -> Option<Kept> {
+        let (time, at) = self.told?;
+        self.confirm(later(time, monotonic.saturating_sub(at)), monotonic)
     }
+
+    /// It has been written.
+    pub fn written(&mut self, kept: &Kept) {
+        self.written = Some(kept.floor);
+    }
+}
+
+fn later(time: UnixTime, by: Duration) -> UnixTime {
+    unix(time.as_secs().saturating_add(by.as_secs()))
 }
 
 /// The cloud's own time, after it was found not to be behind what has certainly passed. Certificates are
@@ -167,25 +264,105 @@ mod tests {
         }
     }
 
+    fn boot(id: &str, up: u64) -> Boot {
+        Boot { id: id.into(), up: Duration::from_secs(up) }
+    }
+
+    fn after_build(seconds: u64) -> UnixTime {
+        unix(BUILD_TIME.as_secs() + seconds)
+    }
+
+    /// A program that starts at a moment of a boot, with what the one before it wrote.
+    fn started(kept: &Option<Kept>, id: &str, up: u64) -> Clock {
+        Clock::new(kept.clone(), boot(id, up))
+    }
+
+    /// It is told a time; what it writes is kept.
+    fn tell(clock: &mut Clock, told: UnixTime, monotonic: u64, kept: &mut Option<Kept>) {
+        if let Some(write) = clock.confirm(told, Duration::from_secs(monotonic)) {
+            clock.written(&write);
+            // Through the file's text, as a restart would read it.
+            *kept = Some(write.to_string().parse().unwrap());
+        }
+    }
+
     #[test]
     fn a_clock_ten_years_ahead_moves_the_floor_by_a_day() {
-        let ahead = unix(BUILD_TIME.as_secs() + 3650 * DAY);
-        let mut clock = Clock::new(None);
+        let ahead = after_build(3650 * DAY);
+        let mut clock = started(&None, "a", 0);
         for second in 0..100 {
             clock.confirm(ahead, Duration::from_secs(second));
         }
-        assert_eq!(clock.floor().time().as_secs(), BUILD_TIME.as_secs() + DAY);
+        assert_eq!(clock.floor().time(), after_build(DAY));
+    }
+
+    #[test]
+    fn restarting_the_program_is_no_confirmation_and_booting_is_one() {
+        let ahead = after_build(3650 * DAY);
+        let mut kept = None;
+        for restart in 0..100 {
+            let mut clock = started(&kept, "a", 60 * restart);
+            tell(&mut clock, ahead, 1, &mut kept);
+            assert!(clock.floor().time() <= after_build(DAY + 1), "restart {restart}");
+        }
+        let mut clock = started(&kept, "b", 0);
+        tell(&mut clock, ahead, 5, &mut kept);
+        assert_eq!(clock.floor().time(), after_build(2 * DAY + 6));
+        // A day later in the same boot, whatever the number of restarts.
+        let mut clock = started(&kept, "b", DAY);
+        tell(&mut clock, ahead, 5, &mut kept);
+        assert_eq!(clock.floor().time(), after_build(4 * DAY + 6));
+    }
+
+    #[test]
+    fn a_clock_that_jumps_moves_the_floor_by_a_day_and_never_back() {
+        let mut kept = None;
+        let mut clock = started(&None, "a", 0);
+        tell(&mut clock, after_build(10 * 3600), 0, &mut kept);
+        assert_eq!(clock.floor().time(), after_build(10 * 3600));
+        // A day forward at once, and a day back.
+        tell(&mut clock, after_build(34 * 3600), 60, &mut kept);
+        assert_eq!(clock.floor().time(), after_build(10 * 3600));
+        tell(&mut clock, unix(0), DAY, &mut kept);
+        assert_eq!(clock.floor().time(), after_build(10 * 3600));
+    }
+
+    #[test]
+    fn one_s_own_age_is_judged_by_told_time_that_goes_on() {
+        let mut clock = started(&None, "a", 0);
+        let at = Duration::from_secs;
+        assert_eq!(clock.now(at(DAY)), BUILD_TIME);
+        clock.confirm(after_build(100 * DAY), at(5));
+        assert_eq!(clock.now(at(15)), after_build(100 * DAY + 10));
+        // A cloud in 1970 does not take the board back behind its floor.
+        clock.confirm(unix(0), at(20));
+        assert_eq!(clock.now(at(20)), clock.floor().time());
+    }
+
+    #[test]
+    fn a_session_of_months_confirms_daily() {
+        let mut clock = started(&None, "a", 0);
+        let mut kept = None;
+        let mut writes = 0;
+        tell(&mut clock, BUILD_TIME, 0, &mut kept);
+        for hour in 1..=(30 * 24) {
+            if let Some(write) = clock.tick(Duration::from_secs(hour * 3600)) {
+                clock.written(&write);
+                writes += 1;
+            }
+        }
+        assert_eq!(clock.floor().time(), after_build(30 * DAY));
+        assert_eq!(writes, 30);
     }
 
     #[test]
     fn the_floor_is_written_first_and_then_daily() {
-        let mut clock = Clock::new(None);
+        let mut clock = started(&None, "a", 0);
         let mut writes = 0;
         for hour in 0..(10 * 24) {
             let elapsed = hour * 3600;
-            let floor = clock.confirm(unix(BUILD_TIME.as_secs() + elapsed), Duration::from_secs(elapsed));
-            if let Some(floor) = floor {
-                clock.written(floor);
+            if let Some(kept) = clock.confirm(after_build(elapsed), Duration::from_secs(elapsed)) {
+                clock.written(&kept);
                 writes += 1;
             }
         }
@@ -206,7 +383,8 @@ mod tests {
 
     #[test]
     fn a_kept_floor_older_than_the_program_is_lifted_to_its_build_time() {
-        assert_eq!(Clock::new(Some(Floor::at(unix(5)))).floor(), Floor::INITIAL);
+        let kept = Kept::from(Floor::at(unix(5)));
+        assert_eq!(Clock::new(Some(kept), Boot::default()).floor(), Floor::INITIAL);
     }
 
     proptest! {
@@ -219,22 +397,41 @@ mod tests {
             prop_assert!(moved.time().as_secs() <= told.max(floor));
         }
 
+        /// Whatever is told, and however often the program or the machine starts anew.
         #[test]
-        fn many_confirmations_gain_at_most_a_day_each_counted_hour(
-            told in proptest::collection::vec((any::<u64>(), 0u32..100_000), 0..50),
+        fn many_confirmations_gain_at_most_a_day_for_each_day_and_boot(
+            told in proptest::collection::vec((any::<u64>(), 0u32..100_000, 0u8..8), 0..50),
         ) {
-            let mut clock = Clock::new(None);
-            let mut monotonic = 0;
-            let mut before = clock.floor();
-            for (told, elapsed) in told {
-                monotonic += u64::from(elapsed);
-                clock.confirm(unix(told), Duration::from_secs(monotonic));
+            let (mut kept, mut boots, mut up, mut passed) = (None, 1, 0, 0);
+            let mut clock = started(&kept, "1", 0);
+            let (mut since, mut before) = (0, clock.floor());
+            for (told, elapsed, restart) in told {
+                up += u64::from(elapsed);
+                passed += u64::from(elapsed);
+                match restart {
+                    0 => (boots, up) = (boots + 1, 0),
+                    _ => {}
+                }
+                if restart < 3 {
+                    clock = started(&kept, &boots.to_string(), up);
+                    since = up;
+                    // What was not worth a write is forgotten, which moves the floor back by less than a day.
+                    before = clock.floor();
+                }
+                tell(&mut clock, unix(told), up - since, &mut kept);
                 prop_assert!(clock.floor() >= before);
                 before = clock.floor();
             }
-            let counted = 1 + monotonic / CONFIRM_EVERY.as_secs();
+            let counted = boots + passed / CONFIRM_EVERY.as_secs();
             let gained = before.time().as_secs() - BUILD_TIME.as_secs();
-            prop_assert!(gained <= monotonic + counted * DAY);
+            prop_assert!(gained <= passed + (counted + 1) * DAY, "{gained} {passed} {counted}");
+        }
+
+        #[test]
+        fn what_is_kept_survives_its_text(floor: u64, boot in proptest::option::of(("[a-f0-9-]{0,36}", any::<u32>()))) {
+            let confirmed = boot.map(|(id, up)| Boot { id, up: Duration::from_secs(up.into()) });
+            let kept = Kept { floor: Floor::at(unix(floor)), confirmed };
+            prop_assert_eq!(kept.to_string().parse(), Ok(kept));
         }
     }
 }

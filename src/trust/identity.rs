@@ -7,7 +7,7 @@
 //! | `cluster.json` | cluster UID, node name, endpoints, pins |
 //! | `current.pem` | key and certificate that have connected |
 //! | `next.pem` | key, and the certificate for it once it was issued, that have not connected yet |
-//! | `floor` | the time that has certainly passed, in seconds after 1970 |
+//! | `floor` | the time that has certainly passed, and when it was confirmed ([`Kept`]) |
 //!
 //! A key is written before it is first used, so that a request whose answer was lost is repeated with the
 //! same key. A slot is one file, so that promotion is one rename. Every write is atomic, and nothing is
@@ -15,9 +15,9 @@
 
 use super::authority;
 use super::certificate::{self, CERTIFICATE_MAX, CertificateError, Facts};
-use super::clock::Floor;
+use super::clock::Kept;
 use super::names::{ClusterUid, Endpoint, Fingerprint, NodeName};
-use super::{CertificateDer, UnixTime, unix};
+use super::{CertificateDer, UnixTime};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PublicKeyData};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject};
 use serde_json::{Value, json};
@@ -320,24 +320,24 @@ impl Identity {
     }
 }
 
-/// Reads the kept floor of time; `None` if none was kept or it is damaged, as it only ever helps.
+/// Reads the kept floor of time; `None` if none was kept or it is damaged, as it only ever helps. An operator
+/// resets the floor by removing the file while the agent is stopped.
 ///
 /// # Errors
 /// The file is there and cannot be read.
-pub fn read_floor(data_dir: &Path) -> Result<Option<Floor>, IdentityError> {
+pub fn read_floor(data_dir: &Path) -> Result<Option<Kept>, IdentityError> {
     let text = read(&data_dir.join(DIRECTORY).join(FLOOR))?;
-    let seconds = text.and_then(|text| std::str::from_utf8(&text).ok()?.trim().parse().ok());
-    Ok(seconds.map(|seconds| Floor::at(unix(seconds))))
+    Ok(text.and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok()))
 }
 
 /// Writes the floor of time.
 ///
 /// # Errors
 /// The directory or the file cannot be written.
-pub fn write_floor(data_dir: &Path, floor: Floor) -> Result<(), IdentityError> {
+pub fn write_floor(data_dir: &Path, kept: &Kept) -> Result<(), IdentityError> {
     let directory = data_dir.join(DIRECTORY);
     make_directory(&directory)?;
-    write(&directory, FLOOR, format!("{}\n", floor.time().as_secs()).as_bytes())
+    write(&directory, FLOOR, kept.to_string().as_bytes())
 }
 
 fn load_slot(path: &Path) -> Result<Option<Slot>, IdentityError> {

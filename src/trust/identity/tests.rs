@@ -1,6 +1,7 @@
 use super::*;
 use crate::trust::authority::{Authority, NodeRequest};
-use crate::trust::clock::{BUILD_TIME, IssueTime};
+use crate::trust::clock::{BUILD_TIME, Boot, Floor, IssueTime};
+use crate::trust::unix;
 use std::time::Duration;
 
 /// A directory that is removed at the end of the test.
@@ -101,7 +102,7 @@ fn files_are_private_and_keys_are_not_shown() {
     let mut identity = Identity::join(&scratch.0, membership(&authority), false).unwrap();
     let certificate = issue(&authority, &mut identity);
     identity.install(certificate).unwrap();
-    write_floor(&scratch.0, Floor::INITIAL).unwrap();
+    write_floor(&scratch.0, &Floor::INITIAL.into()).unwrap();
     assert_eq!(mode(&scratch.0.join(DIRECTORY)), 0o700);
     for name in [CLUSTER, NEXT, FLOOR] {
         assert_eq!(mode(&scratch.file(name)), 0o600, "{name}");
@@ -198,8 +199,13 @@ fn damage_is_named_with_its_file_and_remedy() {
 fn the_floor_is_kept_and_a_damaged_one_forgotten() {
     let scratch = Scratch::new();
     assert_eq!(read_floor(&scratch.0).unwrap(), None);
-    write_floor(&scratch.0, Floor::at(unix(12345))).unwrap();
-    assert_eq!(read_floor(&scratch.0).unwrap(), Some(Floor::at(unix(12345))));
+    let confirmed = Some(Boot { id: "a-b".into(), up: Duration::from_secs(77) });
+    let kept = Kept { floor: Floor::at(unix(12345)), confirmed };
+    write_floor(&scratch.0, &kept).unwrap();
+    assert_eq!(read_floor(&scratch.0).unwrap(), Some(kept));
+    // As a release before this one wrote it.
+    fs::write(scratch.file(FLOOR), "12345\n").unwrap();
+    assert_eq!(read_floor(&scratch.0).unwrap(), Some(Floor::at(unix(12345)).into()));
     fs::write(scratch.file(FLOOR), "\0\0\0").unwrap();
     assert_eq!(read_floor(&scratch.0).unwrap(), None);
 }

@@ -2,18 +2,20 @@
 //! needs, and reads like the picture in ARCHITECTURE.md.
 
 pub mod authorise;
+pub mod certificates;
 pub mod cluster;
 pub mod found;
 pub mod hub;
 pub mod kubeconfig;
 pub mod lifecycle;
 pub mod nodes;
+pub mod revocation;
 pub mod scheduler;
+pub mod time;
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use smol::Async;
@@ -23,17 +25,10 @@ use crate::net::{self, NetError};
 use crate::object::KeyError;
 use crate::store::{self, Store, StoreError};
 use crate::task::Tasks;
-use crate::trust::UnixTime;
-use crate::trust::authority::AuthorityError;
-use crate::trust::clock::{ClockError, Floor, IssueTime};
 use crate::trust::names::{Endpoint, NameError};
-use crate::trust::tls::{self, TlsError};
+use certificates::{Certificates, CertificatesError};
 use cluster::{Cluster, ClusterError};
 use found::FoundError;
-
-/// How long the certificates of the cloud's own listeners live; they are made
-/// anew at every start.
-const SERVER_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// How the cloud is to run.
 #[derive(Clone, Debug)]
@@ -48,6 +43,8 @@ pub struct Options {
     pub advertise: Vec<Endpoint>,
     /// Further names and addresses in the API's certificate.
     pub api_san: Vec<String>,
+    /// How long nodes' certificates are good for.
+    pub policy: hub::Policy,
 }
 
 /// Why the cloud cannot run. One line for a person.
@@ -59,32 +56,18 @@ pub enum CloudError {
     /// An address cannot be listened on.
     #[error(transparent)]
     Net(#[from] NetError),
-    /// The clock cannot be believed.
-    #[error(transparent)]
-    Clock(#[from] ClockError),
     /// The cluster's first objects could not be made.
     #[error(transparent)]
     Found(#[from] FoundError),
-    /// A certificate could not be made.
+    /// There is no certificate to serve with.
     #[error(transparent)]
-    Authority(#[from] AuthorityError),
-    /// TLS could not be set up.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
+    Certificates(#[from] CertificatesError),
     /// A name given for the API's certificate is none.
     #[error("--api-san {0:?} is neither a host name nor an address")]
     San(String),
     /// An address could not be written as an endpoint.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// The kubeconfig could not be written.
-    #[error("cannot write {path} ({why}): remove what is there, or choose another --data-dir")]
-    Kubeconfig {
-        /// The file.
-        path: PathBuf,
-        /// The system's words.
-        why: String,
-    },
     /// The cluster's API failed.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
@@ -105,9 +88,9 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), CloudError> {
         store::Options { cache_bytes: 8 << 20, history: 8192, history_bytes: 8 << 20, ..Default::default() },
     )?;
     let cluster = Cluster::embedded(store.clone());
-    let when = IssueTime::check(UnixTime::now(), Floor::INITIAL)?;
+    let time = time::CloudTime::open(cluster.clone()).await?;
     let cluster_uid = found::namespaces(&cluster).await?;
-    let authority = found::authority(&cluster, &cluster_uid, when).await?;
+    let authority = Arc::new(found::authority(&cluster, &cluster_uid, time.issue()).await?);
     let endpoints = endpoints(&options, net::local_address(&hub_listener, options.listen))?;
     found::publish(&cluster, &authority, &endpoints).await?;
 
@@ -117,13 +100,18 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), CloudError> {
     for host in endpoints.iter().map(Endpoint::host).chain(options.api_san.iter().map(String::as_str)) {
         api_names.push(ServerName::try_from(host.to_owned()).map_err(|_| CloudError::San(host.into()))?);
     }
-    let credentials = authority.issue_cloud(&api_names, when, SERVER_LIFE)?;
-    let authorities = [authority.certificate().clone()];
-    let hub_tls = tls::hub_server(&credentials, &authorities)?;
-    let api_tls = tls::api_server(&credentials, &authorities)?;
+    let certificates = Certificates::open(
+        certificates::Subject {
+            authority: authority.clone(),
+            authorities: vec![authority.certificate().clone()],
+            names: api_names,
+            api: reachable(api_address),
+            data_dir: options.data_dir.clone(),
+        },
+        time.issue(),
+    )?;
+    let (hub_tls, api_tls) = (certificates.hub(), certificates.api());
     let kubeconfig = options.data_dir.join(kubeconfig::FILE);
-    kubeconfig::ensure(&kubeconfig, &authority, when, reachable(api_address))
-        .map_err(|why| CloudError::Kubeconfig { path: kubeconfig.clone(), why })?;
 
     // The picture, from the API to the edges.
     let version = env!("CARGO_PKG_VERSION").into();
@@ -140,10 +128,16 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), CloudError> {
     net::serve_socket(&tasks, &options.data_dir, api.clone())?;
     tasks.spawn("namespaces", api.clone().finish_namespaces());
     tasks.spawn("events", api.expire_events());
+    time.start(&tasks);
+    certificates.start(&tasks, time.clone());
+    let revocations = revocation::Revocations::start(&tasks, cluster.clone(), time.clone()).await?;
     let context = Arc::new(hub::Context {
         cluster,
         cluster_uid,
         authority,
+        policy: options.policy,
+        time,
+        revocations,
         endpoints: endpoints.clone(),
         nodes,
         lifecycle,

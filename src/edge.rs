@@ -147,6 +147,7 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), EdgeError> {
             up,
             waiting,
             epoch,
+            renewal: Default::default(),
         };
         tasks.spawn("hub", hub.run());
     }

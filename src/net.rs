@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_rustls::TlsAcceptor;
-use rustls::ServerConfig;
 use smol::Async;
 
 use crate::apiserver::{ApiServer, User};
 use crate::task::{Tasks, within};
 use crate::trust::certificate::peer_user;
+use crate::trust::tls::Serving;
 
 /// The name, in the data directory, of the socket that `holm get` and `holm
 /// status` use.
@@ -125,13 +125,12 @@ fn local_v6(text: &str) -> Vec<std::net::Ipv6Addr> {
 pub async fn serve_api(
     tasks: Tasks,
     listener: Arc<Async<TcpListener>>,
-    tls: Arc<ServerConfig>,
+    tls: Serving,
     api: ApiServer,
 ) -> io::Result<()> {
-    let acceptor = TlsAcceptor::from(tls);
     loop {
         let Some(stream) = accept(&listener).await else { continue };
-        let (acceptor, api) = (acceptor.clone(), api.clone());
+        let (acceptor, api) = (TlsAcceptor::from(tls.now()), api.clone());
         tasks.spawn("api connection", async move {
             // A client that keeps no promise in its handshake is not answered.
             let Some(Ok(stream)) = within(HANDSHAKE, acceptor.accept(stream)).await else { return };

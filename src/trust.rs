@@ -4,7 +4,7 @@
 //! (what a certificate says), [`authority`] (who writes certificates), [`code`] (the string that a person
 //! carries to a board), [`record`] (what the cloud remembers of it) and [`publish`] (what it tells of itself to
 //! those who make codes), [`identity`] (what a board keeps),
-//! [`tls`] (how the two ends verify each other).
+//! [`revocation`] (who may connect no more), [`tls`] (how the two ends verify each other).
 //!
 //! Everything here is synchronous and takes the time as an argument; nothing reads the system clock.
 
@@ -16,6 +16,7 @@ pub mod identity;
 pub mod names;
 pub mod publish;
 pub mod record;
+pub mod revocation;
 pub mod tls;
 
 pub use rustls::pki_types::{CertificateDer, UnixTime};

@@ -51,6 +51,14 @@ pub(super) struct Cloud {
     /// further names and addresses in the API's certificate
     #[argh(option, arg_name = "name,…")]
     pub(super) api_san: Option<String>,
+    /// how long nodes' certificates live, from 1h to 366d; they renew at two
+    /// thirds of that (default 30d)
+    #[argh(option, arg_name = "t")]
+    pub(super) node_certificate_life: Option<String>,
+    /// how long after its end a node's certificate may still renew, 0 to 366d;
+    /// after that the board must join again (default 180d)
+    #[argh(option, arg_name = "t")]
+    pub(super) renew_window: Option<String>,
     /// serve a real Kubernetes cluster instead of the embedded API (not in this
     /// release)
     #[argh(option, arg_name = "file")]

@@ -19,7 +19,17 @@ struct Shape {
 const SHAPES: [Shape; 5] = [
     Shape {
         command: &["cloud"],
-        flags: &["data-dir", "listen", "api-listen", "advertise", "api-san", "kubeconfig", CONFIG],
+        flags: &[
+            "data-dir",
+            "listen",
+            "api-listen",
+            "advertise",
+            "api-san",
+            "node-certificate-life",
+            "renew-window",
+            "kubeconfig",
+            CONFIG,
+        ],
         beside: 0,
     },
     Shape {

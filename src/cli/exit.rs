@@ -1,6 +1,7 @@
 //! Exit codes, as sysexits(3) names them, and what is said beside them.
 
 use crate::cloud::CloudError;
+use crate::cloud::certificates::CertificatesError;
 use crate::cri;
 use crate::edge::EdgeError;
 use crate::edge::join::JoinError;
@@ -137,7 +138,7 @@ impl From<CloudError> for Failure {
             CloudError::Store(error) => of_store(error),
             CloudError::Net(_) => UNAVAILABLE,
             CloudError::San(_) | CloudError::Name(_) => USAGE,
-            CloudError::Kubeconfig { .. } => CANNOT_CREATE,
+            CloudError::Certificates(CertificatesError::Write { .. }) => CANNOT_CREATE,
             _ => FAILED,
         };
         Failure::one(code, &error)

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::io::Read;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use async_signal::{Signal, Signals};
 use futures_lite::{FutureExt, StreamExt};
@@ -12,8 +13,10 @@ use futures_lite::{FutureExt, StreamExt};
 use super::arguments::{Cloud, Edge, TokenCreate};
 use super::exit::{Failure, Mistakes};
 use super::token::{self, CLOUD_DATA_DIR};
+use crate::cloud::hub::Policy;
 use crate::cri::Runtime;
 use crate::task::Tasks;
+use crate::trust::authority::{NODE_LIFE_MAX, NODE_LIFE_MIN, RENEW_WINDOW_MAX};
 use crate::trust::code::JoinCode;
 use crate::trust::names::{Endpoint, NodeName};
 use crate::{cloud, edge};
@@ -74,6 +77,7 @@ fn cloud_options(arguments: &Cloud, mut mistakes: Mistakes) -> Result<cloud::Opt
     if arguments.kubeconfig.is_some() {
         mistakes.add("--kubeconfig: this release serves its embedded API only; leave the flag out".into());
     }
+    let policy = policy(arguments, &mut mistakes);
     mistakes.end()?;
     Ok(cloud::Options {
         data_dir: data_dir.unwrap_or_else(|| CLOUD_DATA_DIR.into()),
@@ -81,7 +85,33 @@ fn cloud_options(arguments: &Cloud, mut mistakes: Mistakes) -> Result<cloud::Opt
         api_listen: api_listen.unwrap_or_else(|| any(6443)),
         advertise,
         api_san,
+        policy,
     })
+}
+
+/// How long nodes' certificates are good for.
+fn policy(arguments: &Cloud, mistakes: &mut Mistakes) -> Policy {
+    let usual = Policy::default();
+    let days = |duration: Duration| duration.as_secs() / (24 * 3600);
+    let life =
+        mistakes.value("--node-certificate-life", arguments.node_certificate_life.as_deref(), |text| {
+            token::parse_ttl(text)
+                .ok()
+                .filter(|life| *life >= NODE_LIFE_MIN && *life <= NODE_LIFE_MAX)
+                .ok_or_else(|| {
+                    format!(
+                        "{text:?} is not a life for certificates: give 1h to {}d, as in 30d",
+                        days(NODE_LIFE_MAX)
+                    )
+                })
+        });
+    let window = mistakes.value("--renew-window", arguments.renew_window.as_deref(), |text| match text {
+        "0" => Ok(Duration::ZERO),
+        text => token::parse_ttl(text).ok().filter(|window| *window <= RENEW_WINDOW_MAX).ok_or_else(|| {
+            format!("{text:?} is not a window: give 0 or up to {}d, as in 180d", days(RENEW_WINDOW_MAX))
+        }),
+    });
+    Policy { life: life.unwrap_or(usual.life), window: window.unwrap_or(usual.window) }
 }
 
 pub(super) fn cloud(arguments: &Cloud, mistakes: Mistakes) -> Result<(), Failure> {
@@ -210,9 +240,19 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn cloud_arguments(values: &[Option<String>; 4]) -> Cloud {
-        let [listen, api_listen, advertise, api_san] = values.clone();
-        Cloud { data_dir: None, listen, api_listen, advertise, api_san, kubeconfig: None, config: None }
+    fn cloud_arguments(values: &[Option<String>; 6]) -> Cloud {
+        let [listen, api_listen, advertise, api_san, node_certificate_life, renew_window] = values.clone();
+        Cloud {
+            data_dir: None,
+            listen,
+            api_listen,
+            advertise,
+            api_san,
+            node_certificate_life,
+            renew_window,
+            kubeconfig: None,
+            config: None,
+        }
     }
 
     #[test]
@@ -221,6 +261,22 @@ mod tests {
         assert_eq!(options.data_dir, Path::new(CLOUD_DATA_DIR));
         assert_eq!((options.listen.port(), options.api_listen.port()), (10000, 6443));
         assert!(options.advertise.is_empty() && options.api_san.is_empty());
+    }
+
+    #[test]
+    fn certificates_live_within_bounds() {
+        let policy = |life: &str, window: &str| {
+            let mut arguments = cloud_arguments(&Default::default());
+            arguments.node_certificate_life = Some(life.into());
+            arguments.renew_window = Some(window.into());
+            cloud_options(&arguments, Mistakes::default()).map(|options| options.policy).ok()
+        };
+        let hours = |hours: u64| Duration::from_secs(hours * 3600);
+        assert_eq!(policy("1h", "0"), Some(Policy { life: hours(1), window: hours(0) }));
+        assert_eq!(policy("366d", "366d"), Some(Policy { life: hours(366 * 24), window: hours(366 * 24) }));
+        for (life, window) in [("59m", "1d"), ("367d", "1d"), ("0", "1d"), ("1d", "367d"), ("1d", "x")] {
+            assert_eq!(policy(life, window), None, "{life} {window}");
+        }
     }
 
     #[test]
@@ -234,7 +290,7 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_the_values_are_each_mistake_is_one_line(
-            values in prop::array::uniform4(prop::option::of(prop_oneof![".*", "[a-z0-9:.,]{0,12}"])),
+            values in prop::array::uniform6(prop::option::of(prop_oneof![".*", "[a-z0-9:.,]{0,12}"])),
         ) {
             if let Err(failure) = cloud_options(&cloud_arguments(&values), Mistakes::default()) {
                 prop_assert!(!failure.lines.is_empty());

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::cluster::{Cluster, ClusterError};
 use crate::object::{Key, Object};
 use crate::trust::authority::Authority;
-use crate::trust::clock::IssueTime;
+use crate::trust::clock::{ClockError, IssueTime};
 use crate::trust::names::{ClusterUid, Endpoint};
 use crate::trust::publish::{CONFIG_MAP, Published};
 use crate::trust::record::{MANAGED_BY, NAMESPACE};
@@ -25,6 +25,9 @@ pub enum FoundError {
         "the certificate authority in Secret {NAMESPACE}/{AUTHORITY} cannot be used: {0}; restore the data directory from a backup"
     )]
     Authority(String),
+    /// The authority is to be made by a clock that is wrong.
+    #[error(transparent)]
+    Clock(#[from] ClockError),
     /// The cluster has no usable UID.
     #[error("the namespace kube-system has no usable uid: {0}")]
     Uid(String),
@@ -73,12 +76,12 @@ pub async fn namespaces(cluster: &Cluster) -> Result<ClusterUid, FoundError> {
 pub async fn authority(
     cluster: &Cluster,
     uid: &ClusterUid,
-    when: IssueTime,
+    when: Result<IssueTime, ClockError>,
 ) -> Result<Authority, FoundError> {
     let unusable = |error: &dyn std::fmt::Display| FoundError::Authority(error.to_string());
     let key = Key::core("secrets", NAMESPACE, AUTHORITY).map_err(ClusterError::from)?;
     let secret = ensure(cluster, &key, || {
-        let authority = Authority::create(uid, when).map_err(|error| unusable(&error))?;
+        let authority = Authority::create(uid, when?).map_err(|error| unusable(&error))?;
         let encode = |text: String| data_encoding::BASE64.encode(text.as_bytes());
         Ok(json!({
             "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "immutable": true,

@@ -5,6 +5,7 @@
 
 mod enrol;
 mod register;
+mod renew;
 mod session;
 
 use std::sync::Arc;
@@ -13,22 +14,25 @@ use std::time::Duration;
 
 use async_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use futures_rustls::TlsAcceptor;
-use rustls::ServerConfig;
 use smol::Async;
 use smol::net::SocketAddr;
 
 use super::cluster::Cluster;
 use super::lifecycle::Lifecycle;
 use super::nodes::Nodes;
+use super::revocation::Revocations;
+use super::time::CloudTime;
 use crate::link::session::{KEEP_ALIVE, WINDOW};
 use crate::link::socket::{BoxIo, PATH, SUBPROTOCOL, config};
 use crate::link::{Connection, Link, LinkError};
 use crate::net;
 use crate::task::{Tasks, within};
-use crate::trust::UnixTime;
 use crate::trust::authority::Authority;
-use crate::trust::certificate::{PeerIdentity, Standing, peer_node};
+use crate::trust::certificate::{PeerIdentity, peer_node};
 use crate::trust::names::{ClusterUid, Endpoint};
+use crate::trust::tls::Serving;
+pub use register::is_key_of;
+pub use renew::Policy;
 
 /// How long a client may take for TLS and websocket handshakes.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -42,7 +46,13 @@ pub struct Context {
     /// Its UID.
     pub cluster_uid: ClusterUid,
     /// Who signs certificates.
-    pub authority: Authority,
+    pub authority: Arc<Authority>,
+    /// How long nodes' certificates are good for.
+    pub policy: Policy,
+    /// The time that certificates are issued at.
+    pub time: CloudTime,
+    /// Who may connect no more.
+    pub revocations: Revocations,
     /// Where edges find the cloud.
     pub endpoints: Vec<Endpoint>,
     /// What each node needs.
@@ -55,10 +65,9 @@ pub struct Context {
 pub async fn serve(
     tasks: Tasks,
     listener: Arc<Async<std::net::TcpListener>>,
-    tls: Arc<ServerConfig>,
+    tls: Serving,
     context: Arc<Context>,
 ) -> Result<(), std::io::Error> {
-    let acceptor = TlsAcceptor::from(tls);
     let handshakes = Arc::new(AtomicUsize::new(0));
     loop {
         let Some((stream, address)) = net::accepted(listener.accept().await).await else { continue };
@@ -66,7 +75,8 @@ pub async fn serve(
             handshakes.fetch_sub(1, Ordering::Relaxed);
             continue;
         }
-        let (acceptor, context, handshakes) = (acceptor.clone(), context.clone(), handshakes.clone());
+        let acceptor = TlsAcceptor::from(tls.now());
+        let (context, handshakes) = (context.clone(), handshakes.clone());
         let inner = tasks.clone();
         tasks.spawn("hub connection", async move {
             let shaken = within(HANDSHAKE, shake(&inner, &acceptor, stream)).await;
@@ -84,7 +94,7 @@ pub async fn serve(
 /// Who is at the other end.
 enum Peer {
     Stranger,
-    Node(PeerIdentity, Standing),
+    Node(PeerIdentity),
 }
 
 async fn shake(
@@ -97,13 +107,7 @@ async fn shake(
     let stream = acceptor.accept(stream).await.map_err(socket)?;
     let peer = match stream.get_ref().1.peer_certificates() {
         None => Peer::Stranger,
-        Some(chain) => {
-            let identity = peer_node(chain).map_err(|error| LinkError::Socket(error.to_string()))?;
-            // Renewal of expired certificates comes with issue 3; until then
-            // an expired one may do nothing.
-            let standing = identity.standing(UnixTime::now(), Duration::ZERO);
-            Peer::Node(identity, standing)
-        }
+        Some(chain) => Peer::Node(peer_node(chain).map_err(|error| LinkError::Socket(error.to_string()))?),
     };
     let stream: BoxIo = Box::new(stream);
     let socket = async_tungstenite::accept_hdr_async_with_config(stream, check_path, Some(config())).await?;
@@ -130,14 +134,6 @@ async fn serve_peer(context: Arc<Context>, connection: Connection, peer: Peer, a
             let reason = enrol::serve(context, connection).await;
             log::debug!("{address}: {reason}");
         }
-        Peer::Node(identity, Standing::Valid) => {
-            let node = identity.node.clone();
-            let reason = session::serve(context, connection, identity).await;
-            log::info!("node {node} disconnected: {reason}");
-        }
-        Peer::Node(PeerIdentity { node, .. }, _) => {
-            log::warn!("node {node} at {address} was refused: its certificate has expired; join it again");
-            connection.close().await;
-        }
+        Peer::Node(identity) => renew::serve(context, connection, identity, address).await,
     }
 }

@@ -9,15 +9,12 @@ use std::time::Duration;
 
 use data_encoding::BASE64;
 
-use crate::trust::authority::Authority;
-use crate::trust::certificate::{self, Facts, renew_at};
+use crate::trust::authority::{ADMIN_LIFE, Authority};
+use crate::trust::certificate::{self, Facts, is_due};
 use crate::trust::clock::IssueTime;
 
 /// Its name in the data directory.
 pub use crate::cli::token::ADMIN_KUBECONFIG as FILE;
-
-/// How long the administrator's certificate lives.
-const LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Writes the file, readable by this user only, unless it is there, of this
 /// cluster and server, and not yet due for renewal.
@@ -26,7 +23,7 @@ pub fn ensure(path: &Path, authority: &Authority, when: IssueTime, server: Socke
     if fs::read_to_string(path).is_ok_and(|text| is_current(&text, &authority_data, when, server)) {
         return Ok(());
     }
-    let admin = authority.issue_admin(when, LIFE).map_err(|error| error.to_string())?;
+    let admin = authority.issue_admin(when, ADMIN_LIFE).map_err(|error| error.to_string())?;
     let text = format!(
         "apiVersion: v1
 kind: Config
@@ -61,10 +58,11 @@ fn is_current(text: &str, authority: &str, when: IssueTime, server: SocketAddr) 
     };
     field("certificate-authority-data") == Some(authority)
         && field("server") == Some(&format!("https://{server}"))
-        && facts().is_some_and(|facts| when.time() < renew_at(facts.not_before, facts.not_after))
+        && facts().is_some_and(|facts| !is_due(&facts, when.time(), Duration::ZERO))
 }
 
-fn write(path: &Path, text: &str) -> std::io::Result<()> {
+/// Replaces a file by one that only this user may read.
+pub(super) fn write(path: &Path, text: &str) -> std::io::Result<()> {
     let fresh = path.with_extension("new");
     // One left over from a cut may be anybody's to read.
     let _ = fs::remove_file(&fresh);

@@ -124,7 +124,9 @@ fn lost_status(node: &Value, since: &str, now: &str) -> Option<Value> {
     let mut changed = false;
     for condition in status.get_mut("conditions")?.as_array_mut()? {
         let Some(condition) = condition.as_object_mut() else { continue };
-        if condition.get("status").and_then(Value::as_str) == Some("Unknown") {
+        let field = |name| condition.get(name).and_then(Value::as_str);
+        // A revoked node is meant to be silent, and stays revoked.
+        if field("status") == Some("Unknown") || field("type") == Some(super::revocation::CONDITION) {
             continue;
         }
         changed = true;

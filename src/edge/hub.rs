@@ -2,6 +2,7 @@
 //! down and reports up.
 
 pub mod connect;
+pub mod renew;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -52,6 +53,8 @@ pub struct Hub {
     pub waiting: LatestReceiver<About, ()>,
     /// This start's number ([`next_epoch`]).
     pub epoch: u64,
+    /// How far the next certificate is.
+    pub renewal: renew::Renewal,
 }
 
 impl Hub {
@@ -64,9 +67,19 @@ impl Hub {
                 Ok((connection, welcome)) => {
                     said.clear();
                     backoff.reset();
+                    if welcome.renew_only {
+                        let reason = self.renew_only(connection).await;
+                        self.tell_board(false, &reason).await;
+                        smol::Timer::after(PAUSES.1).await;
+                        continue;
+                    }
                     log::info!("connected to the cloud: holm {}", welcome.software);
                     self.tell_board(true, &format!("holm {}", welcome.software)).await;
                     let reason = self.serve(connection, &welcome).await;
+                    if self.renewal.wants_reconnect(self.tasks.now(), true) {
+                        log::info!("connecting again, with the renewed certificate");
+                        continue;
+                    }
                     log::warn!("the cloud is away: {reason}; the pods go on");
                     self.tell_board(false, &reason).await;
                 }
@@ -165,6 +178,7 @@ impl Hub {
                 Err(error) => log::error!("{error}"),
             }
         }
+        self.renewal.begin(&self.identity, self.clock.now(self.tasks.now()));
     }
 
     /// Serves one connection to its end; gives the reason.
@@ -205,9 +219,20 @@ impl Hub {
                 let seq = connection.send(body);
                 events.extend(event.map(|id| (seq, id)));
             }
+            if let Some(body) = self.look_at_age() {
+                connection.send_plain(body);
+            }
+            if self.renewal.wants_reconnect(self.tasks.now(), bodies.is_empty() && events.is_empty()) {
+                connection.close().await;
+                return "its certificate was renewed".into();
+            }
             let waiting = self.waiting.clone();
             let ready = async {
-                waiting.ready().await;
+                let look = async {
+                    smol::Timer::after(renew::LOOK).await;
+                    true
+                };
+                waiting.ready().or(look).await;
                 Vec::new()
             };
             let mut heard = connection.next().or(ready).await;
@@ -263,6 +288,10 @@ impl Hub {
                 Heard::Body(seq, Body::Synced) => {
                     self.apply(&mut orders).await?;
                     self.meta.synced().await.map_err(|error| error.to_string())?;
+                    done.push(seq);
+                }
+                Heard::Body(seq, Body::Renewed(renewed)) => {
+                    self.renewal.answered(&mut self.identity, renewed, self.tasks.now());
                     done.push(seq);
                 }
                 Heard::Body(seq, body) => {

@@ -482,10 +482,13 @@ pub struct Renew {
 #[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
 #[cbor(map)]
 pub struct Renewed {
-    /// The certificate in DER.
+    /// The certificate in DER; empty if there is none.
     #[n(0)]
     #[cbor(with = "minicbor::bytes")]
     pub certificate: Vec<u8>,
+    /// Why there is none, for a person.
+    #[n(1)]
+    pub reason: Option<String>,
 }
 
 /// [`Body::Trust`].
@@ -754,7 +757,11 @@ mod tests {
                 Frame::plain(Body::Joined(Joined { certificate: vec![3], endpoints: vec!["a:1".into()] })),
             ),
             ("renew", numbered(Body::Renew(Renew { request: vec![1, 2] }))),
-            ("renewed", numbered(Body::Renewed(Renewed { certificate: vec![3] }))),
+            ("renewed", numbered(Body::Renewed(Renewed { certificate: vec![3], reason: None }))),
+            (
+                "renewed-not",
+                numbered(Body::Renewed(Renewed { certificate: vec![], reason: Some("no".into()) })),
+            ),
             (
                 "trust",
                 numbered(Body::Trust(Trust {

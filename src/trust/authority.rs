@@ -19,11 +19,20 @@ use x509_parser::prelude::FromDer;
 pub const REQUEST_MAX: usize = 4096;
 /// How long a certificate authority lives: longer than the boards do.
 pub const AUTHORITY_LIFE: Duration = Duration::from_secs(30 * 365 * DAY);
-/// How long a node's certificate lives where the operator says nothing else.
-pub const NODE_LIFE: Duration = Duration::from_secs(90 * DAY);
-/// How long the cloud's server certificate lives where the operator says nothing else.
-pub const CLOUD_LIFE: Duration = Duration::from_secs(90 * DAY);
-/// How long the administrator's certificate lives where the operator says nothing else.
+/// How long a node's certificate lives where the operator says nothing else (`--node-certificate-life`).
+pub const NODE_LIFE: Duration = Duration::from_secs(30 * DAY);
+/// The longest life that an operator may give a node's certificate.
+pub const NODE_LIFE_MAX: Duration = Duration::from_secs(366 * DAY);
+/// The shortest: a reconnect must fit between its renewal and its end.
+pub const NODE_LIFE_MIN: Duration = Duration::from_secs(60 * 60);
+/// How long after its end a node's certificate can still be renewed where the operator says nothing else
+/// (`--renew-window`): a season in a drawer.
+pub const RENEW_WINDOW: Duration = Duration::from_secs(180 * DAY);
+/// The longest window that an operator may give.
+pub const RENEW_WINDOW_MAX: Duration = Duration::from_secs(366 * DAY);
+/// How long the cloud's server certificate lives: it is renewed while the cloud runs.
+pub const CLOUD_LIFE: Duration = Duration::from_secs(30 * DAY);
+/// How long the administrator's certificate lives: it is renewed while the cloud runs.
 pub const ADMIN_LIFE: Duration = Duration::from_secs(365 * DAY);
 /// The group that may do everything (Kubernetes' default cluster role bindings).
 pub const ADMIN_GROUP: &str = "system:masters";

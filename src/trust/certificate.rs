@@ -173,6 +173,13 @@ pub fn renew_at(not_before: UnixTime, not_after: UnixTime) -> UnixTime {
     unix(not_before.as_secs().saturating_add(life / 3 * 2))
 }
 
+/// Whether a certificate is to be renewed: because of its age, or because it was issued by a clock that showed
+/// more than `slack` later than now.
+pub fn is_due(facts: &Facts, now: UnixTime, slack: Duration) -> bool {
+    let is_of_the_future = now.as_secs().saturating_add(slack.as_secs()) < facts.not_before.as_secs();
+    is_of_the_future || now >= renew_at(facts.not_before, facts.not_after)
+}
+
 /// Certificates in PEM form (RFC 7468), one after the other.
 pub fn to_pem(certificates: &[CertificateDer<'_>]) -> String {
     certificates.iter().map(|der| pem_block("CERTIFICATE", der)).collect()

@@ -408,9 +408,8 @@ mod tests {
             for (told, elapsed, restart) in told {
                 up += u64::from(elapsed);
                 passed += u64::from(elapsed);
-                match restart {
-                    0 => (boots, up) = (boots + 1, 0),
-                    _ => {}
+                if restart == 0 {
+                    (boots, up) = (boots + 1, 0);
                 }
                 if restart < 3 {
                     clock = started(&kept, &boots.to_string(), up);

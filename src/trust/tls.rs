@@ -29,7 +29,7 @@ use rustls::{
     SignatureScheme, SupportedProtocolVersion,
 };
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Most certificates that a peer may send beside its own.
 const CHAIN_MAX: usize = 8;
@@ -112,6 +112,33 @@ pub fn api_server(
     Ok(Arc::new(config))
 }
 
+/// What a listener serves TLS with, which may be exchanged while it listens: connections that are there go
+/// on, new ones get the new certificate. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Serving(Arc<Mutex<Arc<ServerConfig>>>);
+
+impl Serving {
+    /// Begins with a configuration.
+    pub fn new(config: Arc<ServerConfig>) -> Serving {
+        Serving(Arc::new(Mutex::new(config)))
+    }
+
+    /// The configuration for a connection that begins now.
+    pub fn now(&self) -> Arc<ServerConfig> {
+        self.lock().clone()
+    }
+
+    /// New connections get this one from now on.
+    pub fn exchange(&self, config: Arc<ServerConfig>) {
+        *self.lock() = config;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Arc<ServerConfig>> {
+        // Every change to it is a plain assignment.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// What a failed handshake means, as one line for a person; errors that are not TLS's are shown as they are.
 pub fn explain(error: &io::Error) -> String {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
@@ -126,7 +153,10 @@ pub fn explain(error: &io::Error) -> String {
         )) => "the server is the cloud of another cluster: check the endpoint".into(),
         Some(Error::InvalidCertificate(
             CertificateError::Expired | CertificateError::ExpiredContext { .. },
-        )) => "the cloud's certificate has expired: restart holm cloud, and check both clocks".into(),
+        )) => "the cloud's certificate has expired: see that holm cloud runs with the right time; if this board was \
+             told a time that is too late, stop holm edge, remove identity/floor in its data directory, and \
+             start it again"
+                .into(),
         Some(Error::AlertReceived(
             AlertDescription::UnknownCA
             | AlertDescription::BadCertificate

@@ -10,7 +10,6 @@ use crate::link::frame::{Join, Joined, Refused};
 use crate::link::{Body, Connection};
 use crate::object::Key;
 use crate::trust::authority::NodeRequest;
-use crate::trust::clock::{Floor, IssueTime};
 use crate::trust::code::{JoinSecret, SecretId};
 use crate::trust::names::{Fingerprint, NodeName};
 use crate::trust::record::{SecretRecord, redeem, secret_name};
@@ -20,8 +19,6 @@ use crate::trust::{UnixTime, record};
 const ASK: Duration = Duration::from_secs(10);
 /// Tries of an exchange that others keep overtaking.
 const TRIES: usize = 8;
-/// How long a node's certificate lives.
-const NODE_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
 
 /// Why a board did not get a certificate.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +35,8 @@ enum EnrolError {
         "there is a node {0} already: choose another name with --node-name, or let this board take its place with a code from: holm token create --node {0}"
     )]
     Taken(NodeName),
+    #[error("{0}")]
+    Revoked(String),
     #[error("the cloud cannot issue a certificate now: {0}")]
     Cloud(String),
 }
@@ -90,13 +89,15 @@ async fn enrol(context: &Context, join: &Join) -> Result<(NodeName, Joined), Enr
         let fingerprint = request.key_fingerprint();
         let now = UnixTime::now();
         let redeemed = redeem(&known, &presented, &node, &fingerprint, now)?;
-        let when =
-            IssueTime::check(now, Floor::INITIAL).map_err(|error| EnrolError::Cloud(error.to_string()))?;
+        let when = context.time.issue().map_err(|error| EnrolError::Cloud(error.to_string()))?;
         let is_bound = redeemed.node.as_ref() == Some(&node);
+        if let Some(reason) = context.revocations.keeps_out(&node, &fingerprint, is_bound) {
+            return Err(EnrolError::Revoked(reason));
+        }
         place(context, &node, &fingerprint, is_bound).await?;
         let certificate = context
             .authority
-            .issue_node(&node, &request, when, NODE_LIFE)
+            .issue_node(&node, &request, when, context.policy.life)
             .map_err(|error| EnrolError::Cloud(error.to_string()))?;
         // The code is used up before the certificate leaves.
         if redeemed != known {
@@ -106,6 +107,9 @@ async fn enrol(context: &Context, join: &Join) -> Result<(NodeName, Joined), Enr
                 Err(ClusterError::Conflict(_)) => continue,
                 outcome => outcome?,
             };
+        }
+        if is_bound {
+            context.revocations.admit(&node, &fingerprint, None).await?;
         }
         let endpoints = context.endpoints.iter().map(ToString::to_string).collect();
         return Ok((node, Joined { certificate: certificate.to_vec(), endpoints }));

@@ -12,8 +12,11 @@ use crate::trust::record::MANAGED_BY;
 /// lets a kubelet set, as far as Holm's agent sets any).
 const OWN_LABELS: [&str; 3] = ["kubernetes.io/hostname", "kubernetes.io/os", "kubernetes.io/arch"];
 
-/// The annotation with the fingerprint of the key that may be the node.
+/// The annotation with the fingerprint of the key that is the node.
 const KEY: &str = "holm.dev/key";
+/// The annotation with the fingerprint of the key that was issued for it next:
+/// it is the node too, and the only one once it has registered.
+const NEXT: &str = "holm.dev/key-next";
 
 /// Whose a Node object is, as seen by a board with a certain key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,24 +31,53 @@ pub(super) enum Keeper {
 
 /// Whose the node is.
 pub(super) fn keeper(node: &Value, key: &Fingerprint) -> Keeper {
-    let annotation =
-        node.get("metadata").and_then(|meta| meta.get("annotations")).and_then(|all| all.get(KEY));
-    match annotation.and_then(Value::as_str) {
+    match recorded(node, KEY) {
         _ if !is_ours(node) => Keeper::NotOurs,
-        Some(recorded) if recorded != key.to_string() => Keeper::AnotherKey,
+        Some(_) if !is_key_of(node, key) => Keeper::AnotherKey,
         _ => Keeper::ThisKey,
     }
 }
 
-/// The node with the key recorded.
+/// Whether the Node records this key, as its own or as its next.
+pub fn is_key_of(node: &Value, key: &Fingerprint) -> bool {
+    let key = key.to_string();
+    [KEY, NEXT].iter().any(|name| recorded(node, name) == Some(key.as_str()))
+}
+
+fn recorded<'a>(node: &'a Value, name: &str) -> Option<&'a str> {
+    node.get("metadata")?.get("annotations")?.get(name)?.as_str()
+}
+
+fn annotations(node: &mut Value) -> Option<&mut Map<String, Value>> {
+    let meta = node.as_object_mut()?.entry("metadata").or_insert_with(|| json!({}));
+    meta.as_object_mut()?.entry("annotations").or_insert_with(|| json!({})).as_object_mut()
+}
+
+/// The node with the key recorded as the only one.
 pub(super) fn with_key(mut node: Value, key: &Fingerprint) -> Value {
-    if let Some(object) = node.as_object_mut()
-        && let Some(meta) = object.entry("metadata").or_insert_with(|| json!({})).as_object_mut()
-        && let Some(annotations) = meta.entry("annotations").or_insert_with(|| json!({})).as_object_mut()
-    {
+    if let Some(annotations) = annotations(&mut node) {
         annotations.insert(KEY.into(), key.to_string().into());
+        annotations.remove(NEXT);
     }
     node
+}
+
+/// The node with a key beside its own; `None` if it is recorded already.
+pub(super) fn with_next(mut node: Value, next: &Fingerprint) -> Option<Value> {
+    if is_key_of(&node, next) {
+        return None;
+    }
+    annotations(&mut node)?.insert(NEXT.into(), next.to_string().into());
+    Some(node)
+}
+
+/// The node as a board with this key registers it: a next key has proven
+/// itself by that, and is the only one from now on.
+fn proven(node: Value, key: &Fingerprint) -> Value {
+    match recorded(&node, KEY) == Some(key.to_string().as_str()) {
+        true => node,
+        false => with_key(node, key),
+    }
 }
 
 /// Makes the Node object, or brings the labels that the node answers for up
@@ -64,8 +96,10 @@ pub(super) async fn register(
                 let fresh = json!({"apiVersion": "v1", "kind": "Node", "spec": {}});
                 cluster.create(&key, with_key(with_labels(fresh, &wished), identity)).await
             }
+            // A board that lost its place meanwhile does not take it back.
+            Some(known) if keeper(&known.value, identity) == Keeper::AnotherKey => return Ok(()),
             Some(known) => {
-                cluster.update(known, with_key(with_labels(known.value.clone(), &wished), identity)).await
+                cluster.update(known, proven(with_labels(known.value.clone(), &wished), identity)).await
             }
         };
         match outcome {
@@ -108,6 +142,21 @@ mod tests {
         assert_eq!(keeper(&node, &this), Keeper::ThisKey);
         assert_eq!(keeper(&node, &other), Keeper::AnotherKey);
         assert_eq!(keeper(&json!({"metadata": {"name": "barn-1"}}), &this), Keeper::NotOurs);
+    }
+
+    #[test]
+    fn a_next_key_is_the_node_beside_the_first_and_alone_once_it_has_registered() {
+        let key = |byte| Fingerprint::from_bytes([byte; 32]);
+        let node = with_key(with_labels(json!({"metadata": {"name": "barn-1"}}), &json!({})), &key(1));
+        let node = with_next(node, &key(2)).unwrap();
+        assert_eq!(with_next(node.clone(), &key(2)), None);
+        let keepers = |node: &Value| [1, 2, 3].map(|byte| keeper(node, &key(byte)) == Keeper::ThisKey);
+        assert_eq!(keepers(&node), [true, true, false]);
+        // The first goes on registering while its session lasts.
+        assert_eq!(proven(node.clone(), &key(1)), node);
+        assert_eq!(keepers(&proven(node.clone(), &key(2))), [false, true, false]);
+        // One that was issued and never used makes room for the one after.
+        assert_eq!(keepers(&with_next(node, &key(3)).unwrap()), [true, false, true]);
     }
 
     #[test]

@@ -9,11 +9,12 @@ use serde_json::Value;
 
 use super::Context;
 use super::register::{self, Keeper};
+use super::renew;
 use crate::cloud::authorise::authorise;
 use crate::cloud::cluster::{ClusterError, Weight};
 use crate::cloud::nodes::{Attached, Order, encoded};
 use crate::link::frame::{
-    DIGEST_ALGORITHM, Happening, Hello, INVENTORY_MAX, Put, Refused, Welcome, negotiate,
+    DIGEST_ALGORITHM, Happening, Hello, INVENTORY_MAX, Put, Refused, Renewed, Welcome, negotiate,
 };
 use crate::link::session::{KEEP_ALIVE, WINDOW};
 use crate::link::sync::{difference, set_digest};
@@ -27,7 +28,7 @@ const HELLO: Duration = Duration::from_secs(10);
 
 /// Serves a node until the connection ends; gives the reason.
 pub(super) async fn serve(context: Arc<Context>, mut connection: Connection, peer: PeerIdentity) -> String {
-    let PeerIdentity { node, key_fingerprint: key, .. } = peer;
+    let PeerIdentity { node, key_fingerprint: key, .. } = peer.clone();
     let hello = match connection.first(HELLO).await {
         Ok(Body::Hello(hello)) => hello,
         Ok(_) => return "it did not begin with Hello".into(),
@@ -81,6 +82,8 @@ pub(super) async fn serve(context: Arc<Context>, mut connection: Connection, pee
         belongs,
         refusals: 0,
         registration: None,
+        peer,
+        renewals: 0,
     };
     if in_sync && is_whole && belongs {
         session.first.push_back(First::Synced);
@@ -104,6 +107,7 @@ async fn keeps_place(context: &Context, node: &NodeName, key: &Fingerprint) -> R
 enum First {
     Put(Key),
     Drop(crate::link::frame::Gone),
+    Renewed(Renewed),
     Synced,
 }
 
@@ -122,6 +126,9 @@ struct Session {
     /// How the node last registered: if its object is removed while it is
     /// connected, it is made again.
     registration: Option<Value>,
+    peer: PeerIdentity,
+    /// How often it has asked for its next certificate.
+    renewals: usize,
 }
 
 enum Next {
@@ -185,6 +192,7 @@ impl Session {
             match first {
                 First::Synced => return Some(Body::Synced),
                 First::Drop(gone) => return Some(Body::Drop(gone)),
+                First::Renewed(renewed) => return Some(Body::Renewed(renewed)),
                 First::Put(key) => match self.context.cluster.get(&key).await {
                     Ok(Some(object)) => return Some(put(&key, encoded(&object))),
                     // Removed since: an order to drop it is on its way.
@@ -215,6 +223,12 @@ impl Session {
                     let held = self.inventory.take().unwrap_or_default();
                     self.plan_difference(&held);
                 }
+                Ok(())
+            }
+            Body::Renew(renew) => {
+                let renewed = renew::answer(&self.context, &self.peer, &renew, self.renewals).await;
+                self.renewals += 1;
+                self.first.push_back(First::Renewed(renewed));
                 Ok(())
             }
             body => match self.act(&body).await {

@@ -9,9 +9,11 @@
 //! written as [`Durability::Volatile`]: it has a revision and is watched like
 //! everything else, but lives in memory and never touches the flash.
 
+mod apply;
 mod backup;
 mod error;
 mod file;
+mod outbox;
 mod table;
 mod thread;
 mod watch;
@@ -20,6 +22,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use async_channel::Sender;
 use redb::{Database, ReadTransaction, ReadableDatabase, StorageBackend};
@@ -27,7 +30,9 @@ use serde_json::Value;
 
 use crate::object::{Key, Kind, Object, Origin, Revision, Uid};
 
+use error::Fault;
 pub use error::{StoreError, WriteError};
+pub use outbox::{ItemId, Outbox, OutboxError, OutboxOptions, WhenFull};
 pub use table::Contents;
 pub use watch::{Change, Gone, Watch};
 
@@ -48,10 +53,41 @@ pub struct Options {
     pub history_bytes: usize,
     /// How many changes may wait for one watcher before it is dropped.
     pub watch_queue: usize,
+    /// How much memory those changes may take, in bytes (an estimate).
+    pub watch_bytes: usize,
     /// Whether every page and entry is read and its checksum compared before
     /// the store is given out (a second for some tens of MB). Without it,
     /// damage shows when the entry is read.
     pub verify: bool,
+    /// How long the writer lets things wait.
+    pub pace: Pace,
+}
+
+/// How long the writer lets things wait that need not be done at once.
+#[derive(Clone, Debug)]
+pub struct Pace {
+    /// Acknowledged items stay in the file so long if nothing else is committed.
+    pub tidy: Duration,
+    /// The first and the longest pause before a file that failed is tried again.
+    pub retry: (Duration, Duration),
+    /// A file is made smaller once nothing was committed for so long …
+    pub compact_idle: Duration,
+    /// … and the last look at it is so long ago …
+    pub compact_every: Duration,
+    /// … and it has at least so many bytes, and more than half of them free.
+    pub compact_bytes: u64,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Pace {
+            tidy: Duration::from_secs(30),
+            retry: (Duration::from_millis(500), Duration::from_secs(30)),
+            compact_idle: Duration::from_secs(60),
+            compact_every: Duration::from_secs(24 * 3600),
+            compact_bytes: 4 << 20,
+        }
+    }
 }
 
 impl Default for Options {
@@ -61,7 +97,9 @@ impl Default for Options {
             history: 1024,
             history_bytes: 4 << 20,
             watch_queue: 1024,
+            watch_bytes: 4 << 20,
             verify: false,
+            pace: Pace::default(),
         }
     }
 }
@@ -164,6 +202,8 @@ struct Published {
     history: watch::History,
     watchers: Vec<watch::Watcher>,
     commits: usize,
+    causes: BTreeMap<String, usize>,
+    trouble: Option<Trouble>,
 }
 
 struct Shared {
@@ -171,6 +211,17 @@ struct Shared {
     options: Options,
     path: PathBuf,
     generation: u64,
+    outboxes: Mutex<BTreeMap<&'static str, Arc<outbox::Inner>>>,
+}
+
+/// Why the store cannot be written.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{error} (since {since})")]
+pub struct Trouble {
+    /// When it began (RFC 3339, by this machine's clock).
+    pub since: String,
+    /// What went wrong last.
+    pub error: StoreError,
 }
 
 impl Shared {
@@ -178,6 +229,10 @@ impl Shared {
     /// it is a plain assignment, so it is never half done.
     fn published(&self) -> MutexGuard<'_, Published> {
         self.published.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn outboxes(&self) -> MutexGuard<'_, BTreeMap<&'static str, Arc<outbox::Inner>>> {
+        self.outboxes.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -219,7 +274,7 @@ impl Store {
         if options.verify {
             file::guarded(|| look_through(&mut database)).map_err(|fault| fault.at(&path))?;
         }
-        let read = database.begin_read().map_err(|error| error::Fault::from(error).at(&path))?;
+        let read = database.begin_read().map_err(|error| Fault::from(error).at(&path))?;
         let shared = Arc::new(Shared {
             published: Mutex::new(Published {
                 revision: opened.reserved,
@@ -228,12 +283,15 @@ impl Store {
                 history: watch::History::starting_at(opened.reserved),
                 watchers: Vec::new(),
                 commits: 0,
+                causes: BTreeMap::new(),
+                trouble: None,
             }),
             options,
             path: path.clone(),
             generation: opened.generation,
+            outboxes: Mutex::new(BTreeMap::new()),
         });
-        let inbox = thread::spawn(database, shared.clone(), opened.reserved)
+        let inbox = thread::spawn(place, database, shared.clone(), opened.reserved)
             .map_err(|error| StoreError::Open { path, why: error.to_string() })?;
         Ok(Store { shared, inbox })
     }
@@ -264,16 +322,63 @@ impl Store {
         self.shared.published().commits
     }
 
+    /// The same by what made them durable: kinds (`configmaps`,
+    /// `leases.coordination.k8s.io`), `fact NAME`, `outbox NAME`, `revisions`
+    /// (a new block of them), `recovery` (after trouble). A commit with several
+    /// causes counts for each.
+    pub fn commits_by_cause(&self) -> BTreeMap<String, usize> {
+        self.shared.published().causes.clone()
+    }
+
+    /// Whether the store can be written; if not, since when and why. Durable
+    /// writes are refused meanwhile, what is in memory only goes on, and the
+    /// writer tries again by itself.
+    pub fn health(&self) -> Result<(), Trouble> {
+        match &self.shared.published().trouble {
+            Some(trouble) => Err(trouble.clone()),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads from the last commit, and once more if the file was opened anew
+    /// meanwhile.
+    fn reading<T>(&self, read: impl Fn(&ReadTransaction) -> Result<T, Fault>) -> Result<T, StoreError> {
+        self.looking(|_| (), |last, ()| read(last))
+    }
+
+    /// The same with what is in memory at the same moment.
+    fn looking<M, T>(
+        &self,
+        memory: impl Fn(&Published) -> M,
+        read: impl Fn(&ReadTransaction, M) -> Result<T, Fault>,
+    ) -> Result<T, StoreError> {
+        loop {
+            let (last, held) = {
+                let published = self.shared.published();
+                (published.read.clone(), memory(&published))
+            };
+            let fault = match read(&last, held) {
+                Ok(found) => return Ok(found),
+                Err(fault) => fault,
+            };
+            let published = self.shared.published();
+            match &published.trouble {
+                _ if fault.is_closed() && !Arc::ptr_eq(&published.read, &last) => {}
+                Some(trouble) if fault.is_closed() => return Err(trouble.error.clone()),
+                _ => return Err(fault.at(self.path())),
+            }
+        }
+    }
+
     /// One object, if there is one.
     pub fn get(&self, key: &Key) -> Result<Option<Arc<Object>>, StoreError> {
-        let read = {
-            let published = self.shared.published();
-            if let Some(object) = published.volatile.get(key) {
-                return Ok(Some(object.clone()));
-            }
-            published.read.clone()
-        };
-        table::get(&read, key).map_err(|fault| fault.at(self.path()))
+        self.looking(
+            |published| published.volatile.get(key).cloned(),
+            |read, volatile| match volatile {
+                Some(object) => Ok(Some(object)),
+                None => table::get(read, key),
+            },
+        )
     }
 
     /// The objects of a scope in key order, at most `limit`, after `after`.
@@ -289,22 +394,27 @@ impl Store {
             Some(key) => Bound::Excluded(key.clone()),
             None => Bound::Included(first_key(scope)),
         };
-        let (revision, read, mut found) = {
-            let published = self.shared.published();
-            let volatile: BTreeMap<Key, Arc<Object>> = published
-                .volatile
-                .range((start.clone(), Bound::Unbounded))
-                .take_while(|(key, _)| in_range(scope, key))
-                .filter(|(key, _)| scope.contains(key))
-                .take(wanted)
-                .map(|(key, object)| (key.clone(), object.clone()))
-                .collect();
-            (published.revision, published.read.clone(), volatile)
-        };
-        table::scan(&read, scope, start, wanted, |object| {
+        let (revision, mut found, durable) = self.looking(
+            |published| {
+                let volatile: BTreeMap<Key, Arc<Object>> = published
+                    .volatile
+                    .range((start.clone(), Bound::Unbounded))
+                    .take_while(|(key, _)| in_range(scope, key))
+                    .filter(|(key, _)| scope.contains(key))
+                    .take(wanted)
+                    .map(|(key, object)| (key.clone(), object.clone()))
+                    .collect();
+                (published.revision, volatile)
+            },
+            |read, (revision, volatile)| {
+                let mut durable = Vec::new();
+                table::scan(read, scope, start.clone(), wanted, |object| durable.push(object))?;
+                Ok((revision, volatile, durable))
+            },
+        )?;
+        for object in durable {
             found.entry(object.key.clone()).or_insert_with(|| Arc::new(object));
-        })
-        .map_err(|fault| fault.at(self.path()))?;
+        }
         let more = limit.is_some_and(|limit| found.len() > limit);
         let objects = found.into_values().take(limit.unwrap_or(usize::MAX)).collect();
         Ok(Listing { revision, objects, more })
@@ -315,7 +425,7 @@ impl Store {
     pub fn watch(&self, scope: Scope, from: Revision) -> Result<Watch, Gone> {
         let mut published = self.shared.published();
         let backlog = published.history.since(&scope, from)?;
-        let (watcher, watch) = watch::pair(scope, backlog, self.shared.options.watch_queue);
+        let (watcher, watch) = watch::pair(scope, backlog, &self.shared.options);
         published.watchers.push(watcher);
         Ok(watch)
     }
@@ -354,7 +464,7 @@ impl Store {
     /// A small named value about the store itself (the cluster it belongs to,
     /// the time floor).
     pub fn fact(&self, name: &'static str) -> Result<Option<Vec<u8>>, StoreError> {
-        table::fact(&self.read(), name).map_err(|fault| fault.at(self.path()))
+        self.reading(|read| table::fact(read, name))
     }
 
     /// Sets a fact durably; an equal value is not written again.
@@ -369,7 +479,7 @@ impl Store {
 }
 
 /// Reads every page and entry.
-fn look_through(database: &mut Database) -> Result<(), error::Fault> {
+fn look_through(database: &mut Database) -> Result<(), Fault> {
     if !database.check_integrity()? {
         log::warn!("the store's free pages were not in order, and are again");
     }

@@ -7,6 +7,7 @@ use redb::{Database, ReadTransaction, ReadableTable, WriteTransaction};
 
 use super::error::Fault;
 use super::file::{beside, private, sync_directory};
+use super::outbox::OUTBOXES;
 use super::table::{self, Contents, FACT_COPY, FACTS, OBJECTS};
 use super::{Store, StoreError};
 
@@ -18,8 +19,7 @@ impl Store {
     /// first one that is damaged is the error. Blocks for as long as reading
     /// the file takes.
     pub fn verify(&self) -> Result<Contents, StoreError> {
-        let read = self.read();
-        table::verify(&read).map_err(|fault| fault.at(self.path()))
+        self.reading(table::verify)
     }
 
     /// Looks through a store's file that nobody has open, and does not change
@@ -86,6 +86,16 @@ pub(super) fn copy(read: &ReadTransaction, write: &WriteTransaction) -> Result<(
     }
     let from = read.open_table(FACTS)?;
     let mut to = write.open_table(FACTS)?;
+    for entry in from.iter()? {
+        let (key, value) = entry?;
+        to.insert(key.value(), value.value())?;
+    }
+    let from = match read.open_table(OUTBOXES) {
+        Ok(from) => from,
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    let mut to = write.open_table(OUTBOXES)?;
     for entry in from.iter()? {
         let (key, value) = entry?;
         to.insert(key.value(), value.value())?;

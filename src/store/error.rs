@@ -104,13 +104,21 @@ pub(super) enum Fault {
     Newer(u32),
     /// The system gives no random bytes.
     NoRandom,
+    /// Said already.
+    Told(StoreError),
 }
 
 impl Fault {
+    /// True if the database has been closed under a reader.
+    pub(super) fn is_closed(&self) -> bool {
+        matches!(self, Fault::Database(redb::Error::PreviousIo | redb::Error::DatabaseClosed))
+    }
+
     /// The same as an error about the file at `path`.
     pub(super) fn at(self, path: &Path) -> StoreError {
         let path = path.to_path_buf();
         match self {
+            Fault::Told(error) => error,
             Fault::Newer(found) => StoreError::Newer { path, found },
             Fault::Damaged { at, why } => StoreError::Damaged { path, at, why },
             Fault::NoRandom => StoreError::Storage { path, why: "the system gives no random bytes".into() },

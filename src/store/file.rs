@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use redb::{Builder, Database, ReadOnlyDatabase, ReadableDatabase};
+use redb::{Builder, Database, ReadOnlyDatabase, ReadTransaction, ReadableDatabase};
 
 use super::error::Fault;
 use super::table::{self, Opened};
@@ -42,10 +42,69 @@ impl Place {
         &self.path
     }
 
+    /// The file's length in bytes; nothing if there is no file.
+    pub(super) fn length(&self) -> u64 {
+        match self.backend {
+            Some(_) => 0,
+            None => fs::metadata(&self.path).map_or(0, |metadata| metadata.len()),
+        }
+    }
+
+    /// Makes the system forget what it holds of the file. After a sync that
+    /// failed it may hold pages for written that are not on the disk.
+    pub(super) fn forget_cached(&self) {
+        if self.backend.is_none()
+            && let Ok(file) = File::open(&self.path)
+        {
+            // Only advice; a file system that does not take it keeps its pages.
+            let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+        }
+    }
+
+    /// Copies a commit into a new file and moves that into the place of the
+    /// old one, whose readers can go on; none if this is not a file.
+    pub(super) fn rewrite(&self, read: &ReadTransaction) -> Result<Option<Database>, Fault> {
+        if self.backend.is_some() {
+            return Ok(None);
+        }
+        let beside = beside(&self.path);
+        let write_it = || -> Result<Database, Fault> {
+            let file = private(fs::OpenOptions::new().truncate(true), &beside)?;
+            let mut database = self.builder().create_file(file)?;
+            let write = database.begin_write()?;
+            super::backup::copy(read, &write)?;
+            write.commit()?;
+            database.compact()?;
+            fs::rename(&beside, &self.path)?;
+            Ok(database)
+        };
+        let written = write_it();
+        if written.is_err() {
+            // A copy that was not finished is of no use.
+            let _ = fs::remove_file(&beside);
+        }
+        let database = written?;
+        sync_directory(self.path.parent().unwrap_or(Path::new("/")))?;
+        Ok(Some(database))
+    }
+
     fn builder(&self) -> Builder {
         let mut builder = Database::builder();
         builder.set_cache_size(self.cache_bytes);
         builder
+    }
+
+    /// Opens what was open before: a file that has gone, or is another one, is
+    /// an error.
+    pub(super) fn reopen(&self, generation: u64) -> Result<(Database, Opened), Fault> {
+        if self.backend.is_none() && !self.path.exists() {
+            return Err(io::Error::from(ErrorKind::NotFound).into());
+        }
+        let (database, opened) = self.open().map_err(Fault::Told)?;
+        match opened.generation == generation {
+            true => Ok((database, opened)),
+            false => Err(io::Error::other("another store is in its place").into()),
+        }
     }
 
     /// Opens what is there, or makes it.

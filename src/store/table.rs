@@ -1,8 +1,9 @@
 //! What the file looks like.
 //!
-//! `facts`: name → an envelope: layout version, generation, reserved
+//! `facts`: name → an envelope around a value: layout version, generation, reserved
 //! revisions, and what other modules keep about the store as a whole.
-//! `objects`: (group, resource, namespace, name) → an envelope:
+//! `objects`: (group, resource, namespace, name) → an envelope.
+//! `outboxes`: see `outbox.rs`.
 //!
 //! ```text
 //! facts                             objects
@@ -31,7 +32,7 @@ use super::{SCHEMA, Scope, in_range};
 use crate::object::{Key, Object, Origin, Revision, Uid, codec, meta_str};
 
 /// A key as redb orders it, which is how [`Key`] orders too.
-type Row = (&'static str, &'static str, &'static str, &'static str);
+pub(super) type Row = (&'static str, &'static str, &'static str, &'static str);
 
 pub(super) const OBJECTS: TableDefinition<'static, Row, &'static [u8]> = TableDefinition::new("objects");
 pub(super) const FACTS: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new("facts");
@@ -266,6 +267,7 @@ pub(super) fn verify(read: &ReadTransaction) -> Result<Contents, Fault> {
         unwrap(key(found.value()), value.value())?;
         contents.objects = contents.objects.saturating_add(1);
     }
+    contents.items = super::outbox::verify(read)?;
     let facts = read.open_table(FACTS)?;
     let mut copied = None;
     for entry in facts.iter()? {

@@ -7,6 +7,7 @@ use smol::block_on;
 use super::*;
 
 mod file;
+mod outbox;
 
 struct TempDir(PathBuf);
 

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_channel::{Receiver, Sender};
 
@@ -41,7 +42,7 @@ pub(super) struct History {
 
 /// What a change keeps in memory: its object. The one before it is the object
 /// of an earlier change, as a rule.
-fn weight(change: &Change) -> usize {
+pub(super) fn weight(change: &Change) -> usize {
     value_weight(&change.object.value)
 }
 
@@ -71,8 +72,8 @@ impl History {
     }
 
     /// Adds a change, and forgets the oldest ones that are over either limit.
-    pub(super) fn push(&mut self, change: Arc<Change>, options: &Options) {
-        self.bytes = self.bytes.saturating_add(weight(&change));
+    pub(super) fn push(&mut self, change: Arc<Change>, weight_of_it: usize, options: &Options) {
+        self.bytes = self.bytes.saturating_add(weight_of_it);
         self.changes.push_back(change);
         while (self.changes.len() > options.history || self.bytes > options.history_bytes)
             && let Some(dropped) = self.changes.pop_front()
@@ -94,18 +95,25 @@ impl History {
 /// The store's side of a watch.
 pub(super) struct Watcher {
     scope: Scope,
-    sender: Sender<Arc<Change>>,
+    sender: Sender<(Arc<Change>, usize)>,
+    /// What its queue weighs, in bytes.
+    waiting: Arc<AtomicUsize>,
+    limit: usize,
 }
 
 impl Watcher {
-    /// Tells the watcher; false if it is no longer there, or so slow that its
-    /// queue is full. Its channel is then closed, and it finds [`Gone`] behind
-    /// what it had not taken yet.
-    pub(super) fn tell(&self, change: &Arc<Change>) -> bool {
+    /// Tells the watcher of a change of this weight; false if it is no longer
+    /// there, or so slow that its queue is full, in number or in bytes. Its
+    /// channel is then closed, and it finds [`Gone`] behind what it had not
+    /// taken yet. A change that is larger than all that may wait is told if
+    /// nothing else waits.
+    pub(super) fn tell(&self, change: &Arc<Change>, weight: usize) -> bool {
         if !self.scope.contains(&change.object.key) {
             return !self.sender.is_closed();
         }
-        let told = self.sender.try_send(change.clone()).is_ok();
+        let before = self.waiting.fetch_add(weight, Ordering::Relaxed);
+        let has_room = before == 0 || before.saturating_add(weight) <= self.limit;
+        let told = has_room && self.sender.try_send((change.clone(), weight)).is_ok();
         if !told {
             self.sender.close();
         }
@@ -116,23 +124,30 @@ impl Watcher {
 /// The changes to a scope as they are committed.
 pub struct Watch {
     backlog: VecDeque<Arc<Change>>,
-    receiver: Receiver<Arc<Change>>,
+    receiver: Receiver<(Arc<Change>, usize)>,
+    waiting: Arc<AtomicUsize>,
 }
 
 impl Watch {
     /// The next change, in the order of revisions. [`Gone`] once, at the end:
     /// the watcher was too slow, or the store has closed.
     pub async fn next(&mut self) -> Result<Arc<Change>, Gone> {
-        match self.backlog.pop_front() {
-            Some(change) => Ok(change),
-            None => self.receiver.recv().await.map_err(|_| Gone),
+        if let Some(change) = self.backlog.pop_front() {
+            return Ok(change);
         }
+        // What a large backlog took is given back.
+        self.backlog = VecDeque::new();
+        let (change, weight) = self.receiver.recv().await.map_err(|_| Gone)?;
+        self.waiting.fetch_sub(weight, Ordering::Relaxed);
+        Ok(change)
     }
 }
 
-pub(super) fn pair(scope: Scope, backlog: VecDeque<Arc<Change>>, queue: usize) -> (Watcher, Watch) {
-    let (sender, receiver) = async_channel::bounded(queue);
-    (Watcher { scope, sender }, Watch { backlog, receiver })
+pub(super) fn pair(scope: Scope, backlog: VecDeque<Arc<Change>>, options: &Options) -> (Watcher, Watch) {
+    let (sender, receiver) = async_channel::bounded(options.watch_queue);
+    let waiting = Arc::new(AtomicUsize::new(0));
+    let watcher = Watcher { scope, sender, waiting: waiting.clone(), limit: options.watch_bytes };
+    (watcher, Watch { backlog, receiver, waiting })
 }
 
 #[cfg(test)]
@@ -155,17 +170,21 @@ mod tests {
         let scope = Scope::all("", "configmaps");
         let options = Options { history: 4, history_bytes: 100_000, ..Options::default() };
         let mut history = History::starting_at(Revision(0));
-        (1..=6).for_each(|revision| history.push(change(revision, 10), &options));
+        let push = |history: &mut History, change: Arc<Change>| {
+            let weight = weight(&change);
+            history.push(change, weight, &options);
+        };
+        (1..=6).for_each(|revision| push(&mut history, change(revision, 10)));
         assert_eq!(history.changes.len(), 4);
         assert_eq!(history.since(&scope, Revision(2)).unwrap().len(), 4);
         assert_eq!(history.since(&scope, Revision(1)).err(), Some(Gone));
 
-        history.push(change(7, 60_000), &options);
-        history.push(change(8, 60_000), &options);
+        push(&mut history, change(7, 60_000));
+        push(&mut history, change(8, 60_000));
         assert_eq!(history.changes.len(), 1);
         assert_eq!(history.since(&scope, Revision(7)).unwrap().len(), 1);
         // Larger than all that may be kept: who lists now misses nothing.
-        history.push(change(9, 200_000), &options);
+        push(&mut history, change(9, 200_000));
         assert_eq!((history.changes.len(), history.bytes), (0, 0));
         assert_eq!(history.since(&scope, Revision(8)).err(), Some(Gone));
         assert!(history.since(&scope, Revision(9)).unwrap().is_empty());

@@ -84,6 +84,9 @@ pub enum OutboxError {
         /// The item's size.
         bytes: usize,
     },
+    /// [`Outbox::append_now`] to one whose items go to the disk first.
+    #[error("an item of the outbox {0} must be waited for")]
+    Durable(&'static str),
     /// The store failed. Whether the item is in the outbox is known when the
     /// store is well again.
     #[error(transparent)]
@@ -232,18 +235,30 @@ impl Outbox {
     /// Appends an item. That of a durable outbox is on the disk when this
     /// returns; waits while the writer's inbox is full.
     pub async fn append(&self, item: Vec<u8>) -> Result<ItemId, OutboxError> {
-        let OutboxOptions { name, bytes, .. } = self.inner.options;
-        if size(&item) > bytes || self.inner.options.items == 0 {
-            return Err(OutboxError::TooLarge { name, bytes: item.len() });
+        if self.inner.options.durability == Durability::Volatile {
+            return self.append_now(item);
         }
+        self.check(&item)?;
+        let (reply, answer) = async_channel::bounded(1);
+        let request = ToWriter::Append { outbox: self.inner.clone(), item, reply };
+        self.store.inbox.send(request).await.map_err(|_| StoreError::Closed)?;
+        answer.recv().await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Appends an item to a volatile outbox without waiting for anything.
+    pub fn append_now(&self, item: Vec<u8>) -> Result<ItemId, OutboxError> {
+        self.check(&item)?;
         match self.inner.options.durability {
             Durability::Volatile => self.append_volatile(item),
-            Durability::Durable => {
-                let (reply, answer) = async_channel::bounded(1);
-                let request = ToWriter::Append { outbox: self.inner.clone(), item, reply };
-                self.store.inbox.send(request).await.map_err(|_| StoreError::Closed)?;
-                answer.recv().await.map_err(|_| StoreError::Closed)?
-            }
+            Durability::Durable => Err(OutboxError::Durable(self.inner.options.name)),
+        }
+    }
+
+    fn check(&self, item: &[u8]) -> Result<(), OutboxError> {
+        let OutboxOptions { name, bytes, items, .. } = self.inner.options;
+        match size(item) > bytes || items == 0 {
+            true => Err(OutboxError::TooLarge { name, bytes: item.len() }),
+            false => Ok(()),
         }
     }
 

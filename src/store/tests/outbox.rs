@@ -190,7 +190,7 @@ proptest! {
                     }
                 }
                 Op::Acknowledge(count) => {
-                    if let Some((id, _)) = model.iter().take(count).last() {
+                    if let Some((id, _)) = model.iter().take(count).next_back() {
                         outbox.acknowledge(*id);
                         cursor = Some(*id);
                     }

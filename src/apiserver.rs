@@ -20,7 +20,7 @@ mod request;
 mod status;
 mod strategic;
 mod table;
-mod validate;
+pub(crate) mod validate;
 mod watch;
 mod write;
 

@@ -141,6 +141,7 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), CloudError> {
         endpoints: endpoints.clone(),
         nodes,
         lifecycle,
+        refusals: hub::refusals::Ledger::new(&tasks),
     });
     {
         let (tasks, listener) = (tasks.clone(), shared(hub_listener)?);

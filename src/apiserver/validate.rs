@@ -12,6 +12,7 @@ use super::status::Causes;
 use crate::object::meta_str;
 use crate::object::selector::{is_label_name, is_label_value};
 
+pub(crate) use pod::quantity;
 pub use pod::{pod, pod_update};
 
 const LABEL_WHY: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character, 63 characters at most";

@@ -4,6 +4,7 @@
 //! the certificate names, and gets a session; one without may only join.
 
 mod enrol;
+pub mod refusals;
 mod register;
 mod renew;
 mod session;
@@ -59,6 +60,8 @@ pub struct Context {
     pub nodes: Nodes,
     /// Who was heard when.
     pub lifecycle: Lifecycle,
+    /// What nodes were refused.
+    pub refusals: refusals::Ledger,
 }
 
 /// Accepts edges for ever.

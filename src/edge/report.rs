@@ -17,6 +17,9 @@ use crate::trust::names::NodeName;
 
 /// Events that wait for the cloud at most; the oldest go first.
 const EVENTS: usize = 256;
+/// Characters of an Event's message at most (Kubernetes: events.k8s.io/v1
+/// `note`).
+const MESSAGE: usize = 1024;
 
 /// What a report is about: one of each waits at most.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -255,10 +258,12 @@ async fn observe(store: &Store, key: &Key, uid: &Uid, status: Value) -> Result<b
 /// give.
 fn to_event(node: &NodeName, event: &PodEvent) -> Value {
     let now = now_rfc3339();
+    // The cloud takes no long Events.
+    let message: String = event.message.chars().take(MESSAGE).collect();
     json!({
         "apiVersion": "v1", "kind": "Event",
         "metadata": {"namespace": event.pod.namespace},
-        "type": event.kind.as_str(), "reason": event.reason, "message": event.message,
+        "type": event.kind.as_str(), "reason": event.reason, "message": message,
         "involvedObject": {
             "apiVersion": "v1", "kind": "Pod", "namespace": event.pod.namespace, "name": event.pod.name,
             "uid": event.uid.0,

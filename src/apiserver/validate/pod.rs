@@ -196,7 +196,7 @@ fn resources(container: &Value, path: &str, causes: &mut Causes) {
 }
 
 /// A quantity in its base unit (Kubernetes: `resource.Quantity`).
-fn quantity(value: &Value) -> Option<f64> {
+pub(crate) fn quantity(value: &Value) -> Option<f64> {
     let text = match value {
         Value::Number(number) => return number.as_f64(),
         Value::String(text) => text,

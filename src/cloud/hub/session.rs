@@ -8,6 +8,7 @@ use futures_lite::FutureExt;
 use serde_json::Value;
 
 use super::Context;
+use super::refusals::Account;
 use super::register::{self, Keeper};
 use super::renew;
 use crate::cloud::authorise::authorise;
@@ -72,6 +73,7 @@ pub(super) async fn serve(context: Arc<Context>, mut connection: Connection, pee
     // Only what is known to be all of it is said to be all of it.
     let is_whole = attached.complete;
     let belongs = hello.cluster.is_empty() || hello.cluster == context.cluster_uid.to_string();
+    let account = context.refusals.open(&node);
     let mut session = Session {
         context,
         node,
@@ -80,7 +82,7 @@ pub(super) async fn serve(context: Arc<Context>, mut connection: Connection, pee
         first: VecDeque::new(),
         inventory: (!in_sync).then(Vec::new),
         belongs,
-        refusals: 0,
+        account,
         registration: None,
         peer,
         renewals: 0,
@@ -88,7 +90,11 @@ pub(super) async fn serve(context: Arc<Context>, mut connection: Connection, pee
     if in_sync && is_whole && belongs {
         session.first.push_back(First::Synced);
     }
-    session.run(connection, &hello).await
+    let reason = session.run(connection, &hello).await;
+    match session.account.summary() {
+        Some(refused) => format!("{reason}; {refused}"),
+        None => reason,
+    }
 }
 
 /// The node must still be this key's, and Holm's.
@@ -122,7 +128,7 @@ struct Session {
     /// True unless the edge holds objects of another cluster: then nothing is
     /// dropped.
     belongs: bool,
-    refusals: usize,
+    account: Account,
     /// How the node last registered: if its object is removed while it is
     /// connected, it is made again.
     registration: Option<Value>,
@@ -234,8 +240,7 @@ impl Session {
             body => match self.act(&body).await {
                 Ok(()) => Ok(()),
                 Err(Failure::Refused(reason)) => {
-                    self.refusals += 1;
-                    if self.refusals == 1 {
+                    if self.account.refused(reason) {
                         log::warn!("node {} was refused: it sent {reason}", self.node);
                     }
                     Ok(())
@@ -309,7 +314,10 @@ impl Session {
                 self.registration = Some(content.clone());
                 Ok(register::register(&cluster, &self.node, &self.key, content).await?)
             }
-            (Body::Event(happening), _, Some(content)) => self.record(happening, content).await,
+            (Body::Event(happening), _, Some(content)) => {
+                self.account.tell().map_err(Failure::Refused)?;
+                self.record(happening, content).await
+            }
             _ => Err(Failure::Refused("something that nodes do not say")),
         }
     }

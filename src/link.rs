@@ -13,6 +13,7 @@ pub mod frame;
 pub mod outgoing;
 pub mod session;
 pub mod socket;
+pub mod streams;
 pub mod sync;
 
 pub use connection::{Connection, Heard};

@@ -7,6 +7,8 @@
 //! with a sequence number that the other end acknowledges once it has done
 //! what the frame asks.
 
+pub mod calls;
+pub mod channels;
 pub mod compress;
 pub mod connection;
 pub mod frame;

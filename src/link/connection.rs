@@ -3,9 +3,11 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use async_channel::Receiver;
 use futures_lite::FutureExt;
 use smol::Timer;
 
+use super::channels::{Channels, Services};
 use super::frame::{Body, Frame};
 use super::session::{Effect, Event, Session};
 use super::socket::{Link, Wire};
@@ -22,10 +24,21 @@ pub enum Heard {
     Closed(String),
 }
 
-/// One connection with its session.
+/// Frames of streams and calls that are taken in one go; then the owner has a
+/// turn.
+const BULK_TURN: usize = 8;
+
+/// One connection with its session, its streams and its calls.
+///
+/// What is sent goes in this order: the session's frames, then credit, then
+/// calls and streams in turns. One frame of the last waits at the writer at
+/// most, and the others overtake it there.
 pub struct Connection {
     link: Link,
     session: Session,
+    channels: Channels,
+    /// Says that the channels may have something to send.
+    kicked: Receiver<()>,
     /// Frames that the writer had no room for.
     backlog: VecDeque<Frame>,
     tasks: Tasks,
@@ -35,7 +48,25 @@ impl Connection {
     /// Starts the session of a link; the edge `asks` for signs of life.
     pub fn new(link: Link, tasks: Tasks, asks: bool, window: u32, keep_alive: Duration) -> Connection {
         let session = Session::new(tasks.now(), asks, window, keep_alive);
-        Connection { link, session, backlog: VecDeque::new(), tasks }
+        let (channels, kicked) = Channels::new(tasks.clone(), asks);
+        Connection { link, session, channels, kicked, backlog: VecDeque::new(), tasks }
+    }
+
+    /// The handle of this connection's streams and calls. It can be used once
+    /// the other end's features are known.
+    pub fn channels(&self) -> Channels {
+        self.channels.clone()
+    }
+
+    /// Takes over the features in the other end's `Hello` or `Welcome`.
+    pub fn set_peer_features(&self, features: &[String]) {
+        self.channels.set_peer(features);
+    }
+
+    /// Says who answers what the other end opens and asks; until then nobody
+    /// does.
+    pub fn set_services(&self, services: Services) {
+        self.channels.set_services(services);
     }
 
     /// True if a numbered body would leave at once: within the window, and
@@ -66,29 +97,40 @@ impl Connection {
         }
     }
 
-    /// Waits for something to act on. May be dropped and called again.
+    /// Waits for something to act on; nothing means that there may be room to
+    /// send. May be dropped and called again.
     pub async fn next(&mut self) -> Vec<Heard> {
-        loop {
-            let pause = self.session.next_tick().saturating_sub(self.tasks.now());
+        for _ in 0..BULK_TURN {
+            let had_room = self.has_room();
+            let ticks = self.channels.next_tick().into_iter().chain([self.session.next_tick()]);
+            let pause = ticks.min().unwrap_or_default().saturating_sub(self.tasks.now());
             let tick = async {
                 Timer::after(pause).await;
-                None
+                Next::Tick
             };
-            let wire = async { Some(self.link.next().await) }.or(tick).await;
-            let effects = match wire {
-                None => self.session.step(self.tasks.now(), Event::Tick),
-                Some(Wire::Frame(frame)) => self.session.step(self.tasks.now(), Event::Frame(frame)),
-                Some(Wire::Room) => {
-                    self.flush();
-                    return Vec::new();
+            let kicked = async {
+                match self.kicked.recv().await {
+                    Ok(()) => Next::Kicked,
+                    Err(_) => futures_lite::future::pending().await,
                 }
-                Some(Wire::Closed(error)) => return vec![Heard::Closed(error.to_string())],
+            };
+            let wire = async { Next::Wire(self.link.next().await) };
+            let effects = match wire.or(kicked).or(tick).await {
+                Next::Tick => {
+                    self.channels.tick();
+                    self.session.step(self.tasks.now(), Event::Tick)
+                }
+                Next::Wire(Wire::Frame(frame)) => self.session.step(self.tasks.now(), Event::Frame(frame)),
+                Next::Wire(Wire::Closed(error)) => return vec![self.closed(error.to_string())],
+                Next::Wire(Wire::Room) | Next::Kicked => Vec::new(),
             };
             let heard = self.perform(effects);
-            if !heard.is_empty() {
+            self.flush();
+            if !heard.is_empty() || !had_room && self.has_room() {
                 return heard;
             }
         }
+        Vec::new()
     }
 
     /// The first body of the other end, if it comes within `limit`.
@@ -113,8 +155,9 @@ impl Connection {
     }
 
     /// Sends what waits and closes.
-    pub async fn close(self) {
-        // A peer that does not take its last frames is not waited for long.
+    pub async fn close(mut self) {
+        // What waits for the writer is not lost, but a peer that does not take
+        // its last frames is not waited for long.
         within(Duration::from_secs(2), self.link.close()).await;
     }
 
@@ -123,12 +166,24 @@ impl Connection {
         for effect in effects {
             match effect {
                 Effect::Send(frame) => self.write(frame),
+                Effect::Deliver(seq, body) if is_channels(&body) => {
+                    if let Err(broken) = self.channels.frame(body) {
+                        heard.push(self.closed(broken));
+                        break;
+                    }
+                    self.done(seq);
+                }
                 Effect::Deliver(seq, body) => heard.push(Heard::Body(seq, body)),
                 Effect::Acked(seq) => heard.push(Heard::Acked(seq)),
-                Effect::Close(reason) => heard.push(Heard::Closed(reason.into())),
+                Effect::Close(reason) => heard.push(self.closed(reason.into())),
             }
         }
         heard
+    }
+
+    fn closed(&self, reason: String) -> Heard {
+        self.channels.close(&reason);
+        Heard::Closed(reason)
     }
 
     fn write(&mut self, frame: Frame) {
@@ -151,5 +206,45 @@ impl Connection {
         {
             self.link.send(&frame);
         }
+        while self.backlog.is_empty()
+            && self.link.is_ready()
+            && let Some(body) = self.channels.next_credit()
+        {
+            self.link.send(&Frame::plain(body));
+        }
+        while self.link.is_ready_for_bulk()
+            && let Some(body) = self.channels.next_bulk()
+        {
+            self.link.send_bulk(&Frame::plain(body));
+        }
     }
 }
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.channels.close("the connection was given up");
+    }
+}
+
+enum Next {
+    Wire(Wire),
+    Kicked,
+    Tick,
+}
+
+/// True for what streams and calls say.
+fn is_channels(body: &Body) -> bool {
+    matches!(
+        body,
+        Body::Open(_)
+            | Body::Data(_)
+            | Body::Credit(_)
+            | Body::End(_)
+            | Body::Call(_)
+            | Body::Answer(_)
+            | Body::Cancel(_)
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -126,7 +126,8 @@ pub enum Body {
     /// Edge: the base of a [`Body::Put`] is not here; send the object whole.
     #[n(18)]
     NeedFull(#[n(0)] NeedFull),
-    /// Either: begins a stream.
+    /// Either: begins a stream. Frames of streams are not numbered; what they
+    /// may say and when is in [`super::streams`].
     #[n(19)]
     Open(#[n(0)] Open),
     /// Either: bytes of a stream, within the credit that the other end gave.
@@ -139,7 +140,8 @@ pub enum Body {
     /// reason.
     #[n(22)]
     End(#[n(0)] End),
-    /// Either: a question with a deadline.
+    /// Either: a question with a deadline. Frames of calls are not numbered;
+    /// their rules are in [`super::calls`].
     #[n(23)]
     Call(#[n(0)] Call),
     /// Either: the answer to a [`Body::Call`].
@@ -361,6 +363,16 @@ pub struct Put {
 
 /// The feature of an end that reads compressed objects.
 pub const FEATURE_LZ4: &str = "lz4";
+/// The feature of an end that takes streams ([`Body::Open`]).
+pub const FEATURE_STREAMS: &str = "streams";
+/// The feature of an end that answers calls ([`Body::Call`]).
+pub const FEATURE_CALLS: &str = "calls";
+
+/// What this release can do beyond the version's minimum: what both ends say
+/// in `Hello` and `Welcome`.
+pub fn features() -> Vec<String> {
+    [FEATURE_LZ4, FEATURE_STREAMS, FEATURE_CALLS].map(str::to_owned).to_vec()
+}
 
 /// [`Body::Drop`] and [`Body::Gone`]: one object, by name and identity.
 #[derive(Clone, Debug, Default, PartialEq, Encode, Decode)]
@@ -525,14 +537,17 @@ pub struct Open {
     /// The stream's number: odd ones are the edge's, even ones the cloud's.
     #[n(0)]
     pub stream: u64,
-    /// What the stream is for.
+    /// What the stream is for: at most [`super::streams::MAX_SERVICE`] bytes.
     #[n(1)]
     pub service: String,
-    /// What the service is told to begin with.
+    /// What the service is told to begin with: at most
+    /// [`super::streams::MAX_HEADER`] bytes.
     #[n(2)]
     #[cbor(with = "minicbor::bytes")]
     pub header: Vec<u8>,
-    /// Bytes that the other end may send before it is given more.
+    /// Bytes that the other end may send before it is given more. Who opens
+    /// may send once the other end has taken the stream with a first
+    /// [`Body::Credit`].
     #[n(3)]
     pub credit: u32,
 }
@@ -544,7 +559,7 @@ pub struct Data {
     /// Which stream.
     #[n(0)]
     pub stream: u64,
-    /// The bytes.
+    /// The bytes: at most [`super::streams::CHUNK`].
     #[n(1)]
     #[cbor(with = "minicbor::bytes")]
     pub bytes: Vec<u8>,

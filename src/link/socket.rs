@@ -7,7 +7,7 @@ use async_channel::{Receiver, Sender};
 use async_tungstenite::tungstenite::protocol::WebSocketConfig;
 use async_tungstenite::tungstenite::{Error as WsError, Message};
 use async_tungstenite::{WebSocketReceiver, WebSocketSender, WebSocketStream};
-use futures_lite::{AsyncRead, AsyncWrite, StreamExt};
+use futures_lite::{AsyncRead, AsyncWrite, StreamExt, future};
 use smol::{Executor, Task};
 
 use super::frame::{Frame, FrameError, MAX_FRAME};
@@ -75,13 +75,14 @@ pub enum Wire {
     Closed(LinkError),
 }
 
-/// Frames that wait for the writer at most.
+/// Frames that wait for the writer at most, beside one of bulk.
 const WRITER_QUEUE: usize = 4;
 
 /// One websocket as frames.
 pub struct Link {
     reader: WebSocketReceiver<BoxIo>,
     frames: Sender<Vec<u8>>,
+    bulk: Sender<Vec<u8>>,
     room: Receiver<()>,
     writer: Task<Result<(), LinkError>>,
 }
@@ -92,9 +93,10 @@ impl Link {
     pub fn new(socket: WebSocketStream<BoxIo>, executor: &Executor<'static>) -> Link {
         let (sender, reader) = socket.split();
         let (frames, queue) = async_channel::bounded(WRITER_QUEUE);
+        let (bulk, bulk_queue) = async_channel::bounded(1);
         let (has_room, room) = async_channel::bounded(1);
-        let writer = executor.spawn(write(sender, queue, has_room));
-        Link { reader, frames, room, writer }
+        let writer = executor.spawn(write(sender, queue, bulk_queue, has_room));
+        Link { reader, frames, bulk, room, writer }
     }
 
     /// True if the writer takes one more frame; if not, wait for
@@ -108,6 +110,18 @@ impl Link {
     /// [`Link::next`] says so.
     pub fn send(&self, frame: &Frame) {
         let _ = self.frames.try_send(frame.encode());
+    }
+
+    /// True if the writer takes one more frame of bulk; if not, wait for
+    /// [`Wire::Room`].
+    pub fn is_ready_for_bulk(&self) -> bool {
+        !self.bulk.is_full()
+    }
+
+    /// Like [`Link::send`], for a frame that all others overtake until the
+    /// writer has begun with it.
+    pub fn send_bulk(&self, frame: &Frame) {
+        let _ = self.bulk.try_send(frame.encode());
     }
 
     /// Waits for what comes next. May be dropped and called again.
@@ -132,27 +146,35 @@ impl Link {
             match self.room.recv().await {
                 Ok(()) => Wire::Room,
                 // The writer has failed; the reader will say why, or soon does.
-                Err(_) => futures_lite::future::pending().await,
+                Err(_) => future::pending().await,
             }
         };
-        futures_lite::future::or(read, room).await
+        future::or(read, room).await
     }
 
-    /// Sends what waits, then closes the websocket.
-    pub async fn close(self) {
-        let Link { frames, writer, .. } = self;
-        frames.close();
+    /// Sends what waits, then closes the websocket. Only once.
+    pub async fn close(&mut self) {
+        self.frames.close();
         // The reason no longer matters to anyone.
-        let _ = writer.await;
+        let _ = (&mut self.writer).await;
     }
 }
 
 async fn write(
     mut sender: WebSocketSender<BoxIo>,
     queue: Receiver<Vec<u8>>,
+    bulk: Receiver<Vec<u8>>,
     room: Sender<()>,
 ) -> Result<(), LinkError> {
-    while let Ok(bytes) = queue.recv().await {
+    loop {
+        let next = async { queue.recv().await.ok() };
+        let next_bulk = async {
+            match bulk.recv().await {
+                Ok(bytes) => Some(bytes),
+                Err(_) => future::pending().await,
+            }
+        };
+        let Some(bytes) = future::or(next, next_bulk).await else { break };
         sender.send(Message::Binary(bytes.into())).await?;
         // Full means that the reader has not yet noticed the room before.
         let _ = room.try_send(());

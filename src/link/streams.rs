@@ -219,8 +219,8 @@ impl Streams {
         }
     }
 
-    /// True once all that was written has left, and the `End` if it was the
-    /// last.
+    /// True once the stream is open and all that was written has left, and the
+    /// `End` if it was the last.
     ///
     /// # Errors
     /// The stream is over, for this reason.
@@ -228,7 +228,7 @@ impl Streams {
         let Some(it) = self.streams.get(&stream) else { return Ok(true) };
         match &it.failed {
             Some(reason) if !it.has_sent_end => Err(reason.clone()),
-            _ => Ok(it.has_sent_end || it.outgoing.is_empty() && !it.is_finished),
+            _ => Ok(it.has_sent_end || it.open.is_none() && it.outgoing.is_empty() && !it.is_finished),
         }
     }
 
@@ -328,7 +328,9 @@ impl Streams {
         } else {
             let may_send = usize::try_from(it.may_send).unwrap_or(usize::MAX);
             let count = it.outgoing.len().min(may_send).min(CHUNK);
-            let bytes: Vec<u8> = it.outgoing.drain(..count).collect();
+            let mut bytes = vec![0; count];
+            // Reading from memory cannot fail.
+            let _ = it.outgoing.read_exact(&mut bytes);
             it.may_send = it.may_send.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
             self.traffic.0 = self.traffic.0.saturating_add(count as u64);
             Body::Data(Data { stream, bytes })

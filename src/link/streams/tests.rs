@@ -1,3 +1,5 @@
+#![allow(clippy::needless_range_loop)] // two ends, by their index
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;

@@ -1,6 +1,7 @@
 //! The cloud role: wiring. It makes the parts, gives each the handles it
 //! needs, and reads like the picture in ARCHITECTURE.md.
 
+pub mod absence;
 pub mod authorise;
 pub mod certificates;
 pub mod cluster;

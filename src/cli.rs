@@ -1,6 +1,7 @@
 //! What a person types. Each command is a module here; this one chooses.
 
 mod arguments;
+mod backup;
 mod config;
 mod exit;
 mod local;
@@ -13,7 +14,7 @@ use std::process::ExitCode;
 
 use argh::FromArgs;
 
-use arguments::{Command, Holm, TokenCommand};
+use arguments::{CloudCommand, Command, Holm, TokenCommand};
 use exit::Failure;
 
 /// Runs what the arguments ask for; gives the exit code (see [`exit`]).
@@ -48,7 +49,11 @@ fn run(arguments: impl Iterator<Item = OsString>) -> Result<(), Failure> {
         }
     };
     match holm.command {
-        Command::Cloud(arguments) => role::cloud(&arguments, mistakes),
+        Command::Cloud(arguments) => match &arguments.command {
+            Some(CloudCommand::Backup(arguments)) => backup::backup(arguments, mistakes),
+            Some(CloudCommand::Restore(arguments)) => backup::restore(arguments, mistakes),
+            None => role::cloud(&arguments, mistakes),
+        },
         Command::Edge(arguments) => role::edge(&arguments, mistakes),
         Command::Token(token) => match token.command {
             TokenCommand::Create(arguments) => role::token(arguments, mistakes),

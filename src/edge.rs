@@ -1,6 +1,7 @@
 //! The edge role: wiring. It opens the store, adopts what runs, and goes on
 //! with what it has; the cloud comes when it comes.
 
+pub mod adopt;
 pub mod hub;
 pub mod join;
 pub mod meta;
@@ -32,6 +33,8 @@ pub struct Options {
     pub data_dir: PathBuf,
     /// The join code, if one was given.
     pub join: Option<String>,
+    /// Whether a code of another cluster than the board's own moves it there.
+    pub adopt_cluster: bool,
     /// The node's name; for a board that has joined, the one it joined with
     /// counts.
     pub node_name: NodeName,
@@ -72,8 +75,13 @@ pub enum EdgeError {
 /// The data directory if none is given.
 pub const DATA_DIR: &str = "/var/lib/holm/edge";
 
-/// Runs the edge for ever; it returns only if it cannot start.
-pub async fn run(options: Options, tasks: Tasks) -> Result<(), EdgeError> {
+/// The board has moved to another cluster: run the role again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moved;
+
+/// Runs the edge for ever; it returns if it cannot start, or is to be started
+/// again.
+pub async fn run(options: Options, tasks: Tasks) -> Result<Moved, EdgeError> {
     let api_listener = net::listen("--api-listen", options.api_listen)?;
     let api_address = net::local_address(&api_listener, options.api_listen);
     let store = Store::open(
@@ -87,12 +95,7 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), EdgeError> {
     let clock = Clock::new(identity::read_floor(&options.data_dir)?, crate::boot::now());
 
     let identity = match identity(&options.data_dir)? {
-        Some(identity) => {
-            if options.join.is_some() {
-                log::info!("this board has joined already; the join code is not used");
-            }
-            identity
-        }
+        Some(identity) => identity,
         None => {
             let code = options.join.as_deref().ok_or(EdgeError::Alone)?;
             // A person is watching the first start: what will not work later
@@ -109,6 +112,7 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), EdgeError> {
     let node_name = identity.membership().node.clone();
     let cluster = identity.membership().cluster.clone();
     log::info!("node {node_name} of cluster {cluster}");
+    let moved = adopt::begin(&options, &cluster, &clock, &store, &tasks).await?;
 
     // The picture: orders come down from the hub through meta to the pods;
     // what they report goes up through the reporter to the hub.
@@ -161,11 +165,17 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), EdgeError> {
         "the board's own API is at http://{api_address}; look with: holm get pods --data-dir {}",
         options.data_dir.display()
     );
-    futures_lite::future::pending().await
+    match moved.recv().await {
+        Ok(moved) => Ok(moved),
+        Err(_) => futures_lite::future::pending().await,
+    }
 }
 
 /// The identity of a board that has joined; `None` before that.
 pub fn identity(data_dir: &Path) -> Result<Option<Identity>, IdentityError> {
+    if let Err(error) = adopt::finish(data_dir) {
+        log::error!("{error}");
+    }
     Ok(Identity::load(data_dir)?.filter(|identity| identity.candidates().next().is_some()))
 }
 

@@ -11,6 +11,7 @@ use argh::FromArgs;
     error_code(0, " done, or stopped by SIGTERM or SIGINT"),
     error_code(1, " failed while running"),
     error_code(64, "wrong flags or configuration"),
+    error_code(65, "the cloud's store, or a backup of it, is damaged"),
     error_code(66, "an input file (--config, --join @FILE) cannot be read"),
     error_code(69, "something needed is not there: an address in use, no container runtime, no API"),
     error_code(73, "the data directory cannot be used"),
@@ -68,6 +69,48 @@ pub(super) struct Cloud {
     #[argh(option, arg_name = "file")]
     #[expect(dead_code, reason = "its content has become flags by now")]
     pub(super) config: Option<String>,
+    #[argh(subcommand)]
+    pub(super) command: Option<CloudCommand>,
+}
+
+#[derive(FromArgs)]
+#[argh(subcommand)]
+pub(super) enum CloudCommand {
+    Backup(Backup),
+    Restore(Restore),
+}
+
+/// Write the cloud's store into a file, while the cloud runs or not. The file
+/// holds every Secret and the key of the certificate authority: only its owner
+/// may read it, and it should be kept as safe as a private key.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "backup")]
+pub(super) struct Backup {
+    /// the file to write; one that is there is replaced
+    #[argh(positional)]
+    pub(super) file: String,
+    /// the cloud's data directory (default /var/lib/holm/cloud)
+    #[argh(option, arg_name = "dir")]
+    pub(super) data_dir: Option<String>,
+}
+
+/// Put a backup in the place of the store of a cloud that does not run. What
+/// was there is kept beside it. What the boards hold and the backup does not
+/// know stays on them until it is said, while the cloud runs again, that it is
+/// to go: holm cloud restore --confirm. Join codes that were not used yet are
+/// no longer good.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "restore")]
+pub(super) struct Restore {
+    /// a file that holm cloud backup wrote
+    #[argh(positional)]
+    pub(super) file: Option<String>,
+    /// tell the running cloud that what its backup did not know may be dropped
+    #[argh(switch)]
+    pub(super) confirm: bool,
+    /// the cloud's data directory (default /var/lib/holm/cloud)
+    #[argh(option, arg_name = "dir")]
+    pub(super) data_dir: Option<String>,
 }
 
 /// Run this board's agent: pods on the container runtime, with or without the
@@ -83,6 +126,12 @@ pub(super) struct Edge {
     /// first start, ignored once the board has joined
     #[argh(option, arg_name = "code")]
     pub(super) join: Option<String>,
+    /// move a board that has joined to the cluster of the join code: it moves
+    /// once that cloud has let it in, and stays where it is until then; what
+    /// the old cluster ordered runs on until the new cloud has said all that
+    /// the board is to hold, and what is not of it is dropped then
+    #[argh(switch)]
+    pub(super) adopt_cluster: bool,
     /// the node's name (default: from the host name, or the one that the code
     /// is bound to)
     #[argh(option, arg_name = "n")]

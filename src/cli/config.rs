@@ -9,14 +9,41 @@ use super::exit::{Failure, Mistakes};
 /// The longest `--config` file, in bytes: what is longer is something else.
 const FILE_MAX: u64 = 1 << 20;
 
-/// A command, its flags, and how many words may stand beside them.
+/// A command, its flags, and what may stand beside them.
 struct Shape {
     command: &'static [&'static str],
+    /// Flags with a value.
     flags: &'static [&'static str],
+    /// Flags without one.
+    switches: &'static [&'static str],
+    /// How many words may stand beside the flags.
     beside: usize,
+    /// What is missing if none does, if one must.
+    missing: Option<&'static str>,
 }
 
-const SHAPES: [Shape; 5] = [
+impl Shape {
+    fn knows(&self, flag: &str) -> bool {
+        self.flags.contains(&flag) || self.switches.contains(&flag)
+    }
+}
+
+/// Of two that fit, the first counts.
+const SHAPES: [Shape; 7] = [
+    Shape {
+        command: &["cloud", "backup"],
+        flags: &["data-dir"],
+        switches: &[],
+        beside: 1,
+        missing: Some("the file to write is missing: for example, holm cloud backup holm.backup"),
+    },
+    Shape {
+        command: &["cloud", "restore"],
+        flags: &["data-dir"],
+        switches: &["confirm"],
+        beside: 1,
+        missing: None,
+    },
     Shape {
         command: &["cloud"],
         flags: &[
@@ -30,16 +57,32 @@ const SHAPES: [Shape; 5] = [
             "kubeconfig",
             CONFIG,
         ],
+        switches: &[],
         beside: 0,
+        missing: None,
     },
     Shape {
         command: &["edge"],
         flags: &["data-dir", JOIN, "node-name", "runtime-endpoint", "api-listen", CONFIG],
+        switches: &["adopt-cluster"],
         beside: 0,
+        missing: None,
     },
-    Shape { command: &["token", "create"], flags: &["node", "ttl", "kubeconfig", "data-dir"], beside: 0 },
-    Shape { command: &["get"], flags: &["namespace", "output", "data-dir"], beside: 2 },
-    Shape { command: &["status"], flags: &["data-dir"], beside: 0 },
+    Shape {
+        command: &["token", "create"],
+        flags: &["node", "ttl", "kubeconfig", "data-dir"],
+        switches: &[],
+        beside: 0,
+        missing: None,
+    },
+    Shape {
+        command: &["get"],
+        flags: &["namespace", "output", "data-dir"],
+        switches: &[],
+        beside: 2,
+        missing: Some("what to get is missing: for example, holm get pods"),
+    },
+    Shape { command: &["status"], flags: &["data-dir"], switches: &[], beside: 0, missing: None },
 ];
 
 const CONFIG: &str = "config";
@@ -83,7 +126,11 @@ pub(super) fn read(arguments: impl Iterator<Item = OsString>) -> Result<Typed, F
             }
         }
     }
-    typed.words.extend(flags.into_iter().flat_map(|(flag, value)| [format!("--{flag}"), value]));
+    for (flag, value) in flags {
+        let is_switch = shape.switches.contains(&flag.as_str());
+        typed.words.push(format!("--{flag}"));
+        typed.words.extend((!is_switch).then_some(value));
+    }
     if !beside.is_empty() {
         typed.words.push("--".into());
         typed.words.extend(beside);
@@ -158,7 +205,7 @@ fn sort(shape: &Shape, words: Vec<String>, mistakes: &mut Mistakes) -> (Option<F
             beside.push(word);
             continue;
         }
-        let Some(name) = flag.strip_prefix("--").filter(|name| shape.flags.contains(name)) else {
+        let Some(name) = flag.strip_prefix("--").filter(|name| shape.knows(name)) else {
             mistakes.add(format!("{flag} is not a flag of holm {}: {see}", shape.command.join(" ")));
             // Most likely its value, which would only be a second complaint.
             if attached.is_none() && shape.beside == 0 {
@@ -166,6 +213,14 @@ fn sort(shape: &Shape, words: Vec<String>, mistakes: &mut Mistakes) -> (Option<F
             }
             continue;
         };
+        if shape.switches.contains(&name) {
+            match attached {
+                Some(_) => mistakes.add(format!("{flag} takes no value: leave the value out")),
+                None if flags.iter().any(|(known, _)| known == name) => {}
+                None => flags.push((name.to_owned(), String::new())),
+            }
+            continue;
+        }
         match attached.or_else(|| words.next_if(|next| !next.starts_with("--"))) {
             None => mistakes.add(format!("{flag} needs a value: {see}")),
             _ if flags.iter().any(|(known, _)| known == name) => {
@@ -181,8 +236,8 @@ fn sort(shape: &Shape, words: Vec<String>, mistakes: &mut Mistakes) -> (Option<F
     for word in beside.drain(shape.beside.min(beside.len())..) {
         mistakes.add(format!("{word:?} is not expected: {see}"));
     }
-    if shape.beside > 0 && beside.is_empty() {
-        mistakes.add("what to get is missing: for example, holm get pods".into());
+    if let (Some(missing), true) = (shape.missing, beside.is_empty()) {
+        mistakes.add(missing.into());
     }
     (Some(flags), beside)
 }
@@ -195,14 +250,15 @@ fn file(path: &str, shape: &Shape, mistakes: &mut Mistakes) -> Flags {
         mistakes.missing(format!("cannot read --config {path} ({error}): check the path"));
         return Vec::new();
     }
-    let (flags, wrong) = settings(&text, shape.flags);
+    let (flags, wrong) = settings(&text, shape);
     wrong.into_iter().for_each(|wrong| mistakes.add(format!("{path}: {wrong}")));
     flags
 }
 
 /// The settings in a file, and all that is wrong with it.
-fn settings(text: &str, known: &[&str]) -> (Flags, Vec<String>) {
-    let known: Vec<&str> = known.iter().copied().filter(|name| *name != CONFIG).collect();
+fn settings(text: &str, shape: &Shape) -> (Flags, Vec<String>) {
+    let known = shape.flags.iter().chain(shape.switches).copied();
+    let known: Vec<&str> = known.filter(|name| *name != CONFIG).collect();
     let (mut flags, mut wrong) = (Vec::new(), Vec::new());
     let table: toml::Table = match text.parse::<toml::Table>() {
         Ok(table) => table,
@@ -217,6 +273,14 @@ fn settings(text: &str, known: &[&str]) -> (Flags, Vec<String>) {
     for (name, value) in table {
         if !known.contains(&name.as_str()) {
             wrong.push(format!("{name:?} is not a setting: there are {}", known.join(", ")));
+            continue;
+        }
+        if shape.switches.contains(&name.as_str()) {
+            match value.as_bool() {
+                Some(true) => flags.push((name, String::new())),
+                Some(false) => {}
+                None => wrong.push(format!("{name} must be true or false")),
+            }
             continue;
         }
         match plain(&value) {
@@ -252,6 +316,34 @@ mod tests {
 
     fn typed(arguments: &[&str]) -> Typed {
         read(arguments.iter().map(OsString::from)).unwrap()
+    }
+
+    fn shape(command: &str) -> &'static Shape {
+        SHAPES.iter().find(|shape| shape.command.join(" ") == command).unwrap()
+    }
+
+    #[test]
+    fn a_switch_has_no_value() {
+        let typed = typed(&["edge", "--adopt-cluster", "--join", "c", "--adopt-cluster"]);
+        assert_eq!(typed.words, ["edge", "--adopt-cluster", "--join", "c"]);
+        let wrong = self::typed(&["edge", "--adopt-cluster=yes"]).mistakes.end().unwrap_err();
+        assert!(wrong.lines[0].starts_with("--adopt-cluster takes no value"), "{wrong:?}");
+        let (flags, wrong) = settings("adopt-cluster = true", shape("edge"));
+        assert_eq!((flags, wrong), (vec![("adopt-cluster".to_owned(), String::new())], vec![]));
+        assert_eq!(settings("adopt-cluster = false", shape("edge")).0, []);
+        assert_eq!(settings("adopt-cluster = 'x'", shape("edge")).1.len(), 1);
+    }
+
+    #[test]
+    fn a_role_may_have_commands_of_its_own() {
+        assert_eq!(
+            typed(&["cloud", "backup", "f", "--data-dir=d"]).words,
+            ["cloud", "backup", "--data-dir", "d", "--", "f"]
+        );
+        assert_eq!(typed(&["cloud", "restore", "--confirm"]).words, ["cloud", "restore", "--confirm"]);
+        assert!(!typed(&["cloud", "backup"]).mistakes.is_empty());
+        assert_eq!(typed(&["cloud", "--listen=a"]).words, ["cloud", "--listen", "a"]);
+        assert!(!typed(&["cloud", "--listen=a", "backup"]).mistakes.is_empty());
     }
 
     #[test]
@@ -316,7 +408,7 @@ mod tests {
 
     #[test]
     fn all_mistakes_of_a_file_are_said_at_once() {
-        let known = SHAPES[1].flags;
+        let known = shape("edge");
         let (flags, wrong) = settings("joi = 'x'\nnode-name = true\ndata-dir = '/d'\n", known);
         assert_eq!(flags, [("data-dir".to_owned(), "/d".to_owned())]);
         assert_eq!(wrong.len(), 2, "{wrong:?}");
@@ -357,11 +449,10 @@ mod tests {
             let mut flags: Vec<&str> = usage
                 .split("[--")
                 .skip(1)
-                .filter_map(|part| part.split_once(" <"))
-                .map(|(flag, _)| flag)
+                .filter_map(|part| part.split([' ', ']']).next())
                 .collect();
-            let mut known = shape.flags.to_vec();
-            flags.retain(|flag| *flag != "]");
+            let mut known = [shape.flags, shape.switches].concat();
+            flags.retain(|flag| !flag.is_empty());
             flags.sort();
             known.sort();
             assert_eq!(flags, known);
@@ -373,13 +464,15 @@ mod tests {
         /// that say what is wrong.
         #[test]
         fn whatever_is_typed_is_answered(
-            command in prop::sample::select(vec!["cloud", "edge", "token create", "get", "status", "token", "help", ""]),
+            command in prop::sample::select(vec![
+                    "cloud", "cloud backup", "cloud restore", "edge", "token create", "get", "status", "token", "help", "",
+                ]),
             words in prop::collection::vec(
                 prop_oneof![
                     ".*",
                     "--?[a-z]{0,6}(=.*)?",
                     prop::sample::select(vec![
-                        "--data-dir", "--listen=", "--join", "-", "--", "-n", "-o", "--ttl", "=", "--=", "-=", "pods",
+                        "--data-dir", "--adopt-cluster", "--confirm", "--listen=", "--join", "-", "--", "-n", "-o", "--ttl", "=", "--=", "-=", "pods",
                     ]).prop_map(str::to_owned),
                 ],
                 0..8,
@@ -400,9 +493,9 @@ mod tests {
 
         #[test]
         fn whatever_is_in_a_file_is_answered(text in ".*") {
-            let (flags, wrong) = settings(&text, SHAPES[0].flags);
+            let (flags, wrong) = settings(&text, shape("cloud"));
             prop_assert!(wrong.iter().all(|line| !line.is_empty()));
-            prop_assert!(flags.iter().all(|(name, _)| SHAPES[0].flags.contains(&name.as_str())));
+            prop_assert!(flags.iter().all(|(name, _)| shape("cloud").flags.contains(&name.as_str())));
         }
     }
 }

@@ -4,7 +4,9 @@
 use std::future::Future;
 use std::io::Read;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use async_signal::{Signal, Signals};
@@ -116,7 +118,7 @@ fn policy(arguments: &Cloud, mistakes: &mut Mistakes) -> Policy {
 
 pub(super) fn cloud(arguments: &Cloud, mistakes: Mistakes) -> Result<(), Failure> {
     let options = cloud_options(arguments, mistakes)?;
-    start(|tasks| cloud::run(options, tasks))
+    start(|tasks| cloud::run(options, tasks)).map(|_| ())
 }
 
 pub(super) fn edge(arguments: &Edge, mut mistakes: Mistakes) -> Result<(), Failure> {
@@ -124,6 +126,7 @@ pub(super) fn edge(arguments: &Edge, mut mistakes: Mistakes) -> Result<(), Failu
         mistakes.value("--data-dir", Some(arguments.data_dir.as_deref().unwrap_or(edge::DATA_DIR)), data_dir);
     let node_name = match arguments.node_name.as_deref() {
         Some(given) => mistakes.value("--node-name", Some(given), str::parse::<NodeName>),
+        None if let Some(kept) = data_dir.as_deref().and_then(kept_name) => Some(kept),
         None => {
             let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
             let name = |host: &str| NodeName::from_hostname(host);
@@ -136,24 +139,49 @@ pub(super) fn edge(arguments: &Edge, mut mistakes: Mistakes) -> Result<(), Failu
     }
     let api_listen = mistakes.value("--api-listen", arguments.api_listen.as_deref(), address);
     let explicit = node_name.as_ref().filter(|_| arguments.node_name.is_some());
-    let join =
-        data_dir.as_deref().and_then(|dir| join_code(arguments.join.clone(), explicit, dir, &mut mistakes));
+    let join = data_dir.as_deref().and_then(|dir| {
+        let adopt = arguments.adopt_cluster;
+        join_code(arguments.join.clone(), adopt, explicit, dir, &mut mistakes)
+    });
     mistakes.end()?;
     let (Some(data_dir), Some(node_name)) = (data_dir, node_name) else { return Ok(()) };
     let options = edge::Options {
         join,
+        adopt_cluster: arguments.adopt_cluster,
         data_dir,
         node_name,
         runtime_endpoint: runtime_endpoint.to_owned(),
         api_listen: api_listen.unwrap_or(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 10550)),
     };
-    start(|tasks| edge::run(options, tasks))
+    match start(|tasks| edge::run(options, tasks))? {
+        None => Ok(()),
+        Some(edge::Moved) => again(),
+    }
+}
+
+/// Runs the program anew in this process: as another node it shares nothing
+/// with what it was.
+fn again() -> Result<(), Failure> {
+    let mut words = std::env::args_os();
+    let name = words.next().unwrap_or_default();
+    // The move is done; a code on standard input is read up.
+    let words = words.filter(|word| word != "--adopt-cluster");
+    let error = Command::new("/proc/self/exe").arg0(name).args(words).exec();
+    Err(Failure::failed(&format!("the board has moved, and cannot be started again ({error}): start it again")))
+}
+
+/// The name that the board has joined with.
+fn kept_name(data_dir: &Path) -> Option<NodeName> {
+    // An identity that cannot be read is a matter for the role itself.
+    Some(edge::identity(data_dir).ok()??.membership().node.clone())
 }
 
 /// The join code: itself, from a file, or from standard input. A board that
-/// has joined needs none: what a unit file still gives it is not even read.
+/// has joined needs none, unless it is to `adopt` another cluster: what a unit
+/// file still gives it is not even read.
 fn join_code(
     flag: Option<String>,
+    adopt: bool,
     node: Option<&NodeName>,
     data_dir: &Path,
     mistakes: &mut Mistakes,
@@ -165,18 +193,25 @@ fn join_code(
     };
     let given = given.filter(|code| !code.is_empty());
     // An identity that cannot be read is a matter for the role itself.
-    if !matches!(edge::identity(data_dir), Ok(None)) {
+    let joined = !matches!(edge::identity(data_dir), Ok(None));
+    if joined && !adopt {
         return given;
     }
     let Some(given) = given else {
-        mistakes.add(edge::EdgeError::Alone.to_string());
+        if !joined {
+            mistakes.add(edge::EdgeError::Alone.to_string());
+        }
         return None;
     };
     let (what, read) = match given.strip_prefix('@') {
         Some(path) => (format!("{label} {given}"), std::fs::File::open(path).and_then(text)),
         None if given == "-" => (format!("{label} - (standard input)"), text(std::io::stdin())),
-        None => (label.to_owned(), Ok(given)),
+        None => (label.to_owned(), Ok(given.clone())),
     };
+    // What cannot be read keeps no board that has joined from starting.
+    if joined {
+        return Some(read.map_or(given, |code| code.trim().to_owned()));
+    }
     match read {
         Ok(code) => {
             let parsed = mistakes.value(&what, Some(code.trim()), str::parse::<JoinCode>);
@@ -216,10 +251,11 @@ pub(super) fn token(arguments: TokenCreate, mut mistakes: Mistakes) -> Result<()
 }
 
 /// Runs a role on this thread until it fails or is told to stop; told at any
-/// moment, also while it still waits to join.
-fn start<F, E>(role: impl FnOnce(Tasks) -> F) -> Result<(), Failure>
+/// moment, also while it still waits to join. Gives what the role ended with,
+/// unless it was told to.
+fn start<F, T, E>(role: impl FnOnce(Tasks) -> F) -> Result<Option<T>, Failure>
 where
-    F: Future<Output = Result<(), E>>,
+    F: Future<Output = Result<T, E>>,
     Failure: From<E>,
 {
     crate::logger::start();
@@ -228,8 +264,9 @@ where
         signals.next().await;
         log::info!("stopping");
         crate::notify::stopping();
-        Ok(())
+        Ok(None)
     };
+    let role = |tasks| async { role(tasks).await.map(Some) };
     let tasks = Tasks::default();
     let executor = tasks.executor().clone();
     smol::block_on(executor.run(stop.or(role(tasks)))).map_err(Failure::from)
@@ -252,6 +289,7 @@ mod tests {
             renew_window,
             kubeconfig: None,
             config: None,
+            command: None,
         }
     }
 

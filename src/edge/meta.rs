@@ -94,6 +94,15 @@ pub fn synced_with(store: &Store) -> Result<Option<String>, StoreError> {
     Ok(store.fact(SYNCED_WITH)?.and_then(|bytes| String::from_utf8(bytes).ok()))
 }
 
+/// Forgets of which cluster the store holds a whole set: the next cloud that
+/// says its whole set decides what is kept. Nothing is dropped until then.
+pub async fn forget_cluster(store: &Store) -> Result<(), StoreError> {
+    match synced_with(store)? {
+        Some(cluster) if !cluster.is_empty() => store.set_fact(SYNCED_WITH, Vec::new()).await,
+        _ => Ok(()),
+    }
+}
+
 async fn run(
     store: Store,
     pods: Pods,
@@ -107,15 +116,25 @@ async fn run(
     if is_known {
         pods.send(ToPods::Known).await;
     }
+    let mut held = BTreeSet::new();
     while let Ok(message) = inbox.recv().await {
         match message {
             ToMeta::Apply { orders, reply } => {
+                let orders = match is_known {
+                    true => orders,
+                    false => hold_back(orders, &mut held, |key| Ok(store.get(key)?.map(|now| now.uid.clone())))?,
+                };
                 let outcome = apply(&store, &pods, orders).await;
                 // A session that has gone meanwhile needs no answer.
                 let _ = reply.try_send(outcome);
             }
             ToMeta::Synced { reply } => {
-                let outcome = store.set_fact(SYNCED_WITH, cluster.to_string().into_bytes()).await;
+                let drops = std::mem::take(&mut held).into_iter();
+                let mut outcome =
+                    apply(&store, &pods, drops.map(|(key, uid)| Order::Drop(key, uid)).collect()).await;
+                if outcome.is_ok() {
+                    outcome = store.set_fact(SYNCED_WITH, cluster.to_string().into_bytes()).await;
+                }
                 if outcome.is_ok() && !is_known {
                     is_known = true;
                     pods.send(ToPods::Known).await;
@@ -125,6 +144,34 @@ async fn run(
         }
     }
     Ok(())
+}
+
+/// Takes the drops out of orders that come before the cloud has ever said its
+/// whole set to this board: they count only then, as a cloud that goes away
+/// half way through would leave the board with neither the old nor the new.
+/// What is put again is not dropped. `uid_of` says what the board holds: what
+/// it does not hold need not be remembered.
+fn hold_back<E>(
+    orders: Vec<Order>,
+    held: &mut BTreeSet<(Key, Uid)>,
+    uid_of: impl Fn(&Key) -> Result<Option<Uid>, E>,
+) -> Result<Vec<Order>, E> {
+    let mut puts = Vec::new();
+    for order in orders {
+        match order {
+            Order::Put(key, value) => {
+                held.retain(|(held, _)| *held != key);
+                puts.push(Order::Put(key, value));
+            }
+            Order::Drop(key, uid) => {
+                let is_put = |order: &Order| matches!(order, Order::Put(put, _) if *put == key);
+                if puts.iter().any(is_put) || uid_of(&key)?.is_some_and(|now| now == uid) {
+                    held.insert((key, uid));
+                }
+            }
+        }
+    }
+    Ok(puts)
 }
 
 async fn apply(store: &Store, pods: &Pods, orders: Vec<Order>) -> Result<(), StoreError> {
@@ -265,6 +312,33 @@ mod tests {
             [(None, Durability::Durable), (Some(&json!({"phase": "Running"})), Durability::Volatile)]
         );
         assert_eq!(puts(&key, pod("other", "new"), Some(&before)).len(), 1);
+    }
+
+    #[test]
+    fn drops_before_the_whole_set_wait_for_it() {
+        let key = |name: &str| Key::core("pods", "default", name).unwrap();
+        let drop = |name: &str, uid: &str| Order::Drop(key(name), Uid(uid.into()));
+        let mut held = BTreeSet::new();
+        let holds = |key: &Key| Ok::<_, ()>((key.name != "none").then(|| Uid("u".into())));
+        let orders = vec![
+            drop("a", "u"),
+            drop("b", "u"),
+            drop("b", "another"),
+            drop("none", "u"),
+            Order::Put(key("b"), pod("u", "again")),
+            Order::Put(key("none"), pod("u", "new")),
+            drop("none", "u"),
+        ];
+        let now = hold_back(orders, &mut held, holds).unwrap();
+        let put: Vec<&Key> = now
+            .iter()
+            .map(|order| match order {
+                Order::Put(key, _) => key,
+                Order::Drop(..) => panic!("a drop"),
+            })
+            .collect();
+        assert_eq!(put, [&key("b"), &key("none")]);
+        assert_eq!(held, [(key("a"), Uid("u".into())), (key("none"), Uid("u".into()))].into());
     }
 
     #[test]

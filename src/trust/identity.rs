@@ -59,7 +59,7 @@ pub enum IdentityError {
     },
     /// The board belongs to another cluster.
     #[error(
-        "this node belongs to cluster {belongs}, not to {asked}: to move it, start with an empty --data-dir"
+        "this node belongs to cluster {belongs}, not to {asked}: to move it, give --adopt-cluster beside the code"
     )]
     OtherCluster {
         /// The cluster it belongs to.

@@ -109,6 +109,11 @@ impl World {
         command.stdout(self.log(name)).stderr(self.log(name)).spawn().unwrap()
     }
 
+    /// Where clouds listen from the next start on; gives where they did.
+    pub fn listen_at(&mut self, hub: u16, api: u16) -> (u16, u16) {
+        (std::mem::replace(&mut self.hub, hub), std::mem::replace(&mut self.api, api))
+    }
+
     /// Starts the cloud and waits for its API.
     pub fn start_cloud(&mut self) {
         self.spawn_cloud();
@@ -148,11 +153,14 @@ impl World {
 
     /// Starts the edge, with a join code if one is given.
     pub fn start_edge(&mut self, code: Option<&str>) {
+        let code = code.map(|code| format!("--join={code}"));
+        self.start_edge_with(&code.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+
+    /// Starts the edge with more flags.
+    pub fn start_edge_with(&mut self, flags: &[&str]) {
         let mut command = self.edge_command();
-        if let Some(code) = code {
-            command.arg(format!("--join={code}"));
-        }
-        self.edge = Some(self.spawn("edge.log", &mut command));
+        self.edge = Some(self.spawn("edge.log", command.args(flags)));
     }
 
     /// Cloud and edge, joined, the node Ready.

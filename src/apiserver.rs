@@ -5,6 +5,7 @@
 //! to a kind is in its row of the `registry`.
 
 mod authorize;
+pub mod backup;
 mod defaults;
 mod delete;
 mod discovery;
@@ -77,6 +78,8 @@ pub struct Options {
 struct Inner {
     store: Store,
     options: Options,
+    /// Held while the store is copied: one copy at a time.
+    copying: smol::lock::Mutex<()>,
 }
 
 /// The API over one store. Clones share it.
@@ -110,7 +113,7 @@ const KUBERNETES: &str = "v1.32.0+holm";
 impl ApiServer {
     /// The API over a store.
     pub fn new(store: Store, options: Options) -> ApiServer {
-        ApiServer { inner: Arc::new(Inner { store, options }) }
+        ApiServer { inner: Arc::new(Inner { store, options, copying: Default::default() }) }
     }
 
     /// Empties and removes namespaces that are being deleted. A task of the cloud.
@@ -166,6 +169,13 @@ impl ApiServer {
                 }
                 if path == "/openapi/v2" {
                     return self.openapi_v2(&head.headers);
+                }
+                if path == backup::PATH
+                    && self.inner.options.role == Role::Cloud
+                    && head.method == Method::GET
+                {
+                    let _one = self.inner.copying.lock().await;
+                    return backup::backup(&self.inner.store).await;
                 }
                 self.other(&path, http::accepted(&head.headers).unwrap_or(Form::Whole))
             }

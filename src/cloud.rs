@@ -10,12 +10,13 @@ pub mod hub;
 pub mod kubeconfig;
 pub mod lifecycle;
 pub mod nodes;
+pub mod restore;
 pub mod revocation;
 pub mod scheduler;
 pub mod time;
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
@@ -54,6 +55,17 @@ pub enum CloudError {
     /// The store does not open.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The store is not what was written, or gone. It is never begun anew: all
+    /// boards would belong to a cluster that is no more.
+    #[error(
+        "the cloud's store {path} is {what}: put a backup in its place with: holm cloud restore FILE --data-dir {}; the boards go on meanwhile", .path.parent().unwrap_or(path).display()
+    )]
+    Lost {
+        /// Its file.
+        path: PathBuf,
+        /// What has become of it.
+        what: String,
+    },
     /// An address cannot be listened on.
     #[error(transparent)]
     Net(#[from] NetError),
@@ -84,10 +96,7 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), CloudError> {
     let api_listener = net::listen("--api-listen", options.api_listen)?;
     let api_address = net::local_address(&api_listener, options.api_listen);
 
-    let store = Store::open(
-        &options.data_dir,
-        store::Options { cache_bytes: 8 << 20, history: 8192, history_bytes: 8 << 20, ..Default::default() },
-    )?;
+    let store = open(&options.data_dir)?;
     let cluster = Cluster::embedded(store.clone());
     let time = time::CloudTime::open(cluster.clone()).await?;
     let cluster_uid = found::namespaces(&cluster).await?;
@@ -165,6 +174,27 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), CloudError> {
         options.data_dir.display()
     );
     futures_lite::future::pending().await
+}
+
+fn open(data_dir: &Path) -> Result<Store, CloudError> {
+    let options = store::Options {
+        cache_bytes: 8 << 20,
+        history: 8192,
+        history_bytes: 8 << 20,
+        verify: true,
+        ..Default::default()
+    };
+    let path = data_dir.join("holm.redb");
+    if data_dir.join(kubeconfig::FILE).is_file() && !path.exists() {
+        let what = format!("gone, and a cluster was here ({} is still)", kubeconfig::FILE);
+        return Err(CloudError::Lost { path, what });
+    }
+    Store::open(data_dir, options).map_err(|error| match error {
+        StoreError::Damaged { path, at, why } => {
+            CloudError::Lost { path, what: format!("damaged at {at} ({why})") }
+        }
+        other => other.into(),
+    })
 }
 
 fn shared(listener: TcpListener) -> Result<Arc<Async<TcpListener>>, NetError> {

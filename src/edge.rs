@@ -7,6 +7,7 @@ pub mod join;
 pub mod meta;
 pub mod node;
 pub mod pods;
+pub mod recover;
 pub mod report;
 
 use std::net::SocketAddr;
@@ -84,7 +85,7 @@ pub struct Moved;
 pub async fn run(options: Options, tasks: Tasks) -> Result<Moved, EdgeError> {
     let api_listener = net::listen("--api-listen", options.api_listen)?;
     let api_address = net::local_address(&api_listener, options.api_listen);
-    let store = Store::open(
+    let (store, setback) = recover::open(
         &options.data_dir,
         store::Options { history: 256, history_bytes: 1 << 20, watch_queue: 256, ..Default::default() },
     )?;
@@ -117,6 +118,9 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<Moved, EdgeError> {
     // The picture: orders come down from the hub through meta to the pods;
     // what they report goes up through the reporter to the hub.
     let (up, waiting) = report::Up::new(store.generation());
+    if let Some(setback) = &setback {
+        up.event(report::about_node(&node_name, "StoreRebuilt", &setback.message()));
+    }
     let (reports, reported) = bounded(256);
     let pods = pods::start(
         tasks.executor().clone(),

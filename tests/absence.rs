@@ -133,7 +133,9 @@ fn an_emptied_or_another_cloud_is_refused_and_the_board_moves_only_when_told() {
         assert_eq!(running(world).keys().collect::<Vec<_>>(), ["four"]);
         world.until_ready();
         assert_eq!(world.edge_pid(), pid, "the agent goes on in the same process");
-        assert!(!world.edge_dir().join("identity.left").exists() && !world.edge_dir().join("adopting").exists());
+        assert!(
+            !world.edge_dir().join("identity.left").exists() && !world.edge_dir().join("adopting").exists()
+        );
         let ends = count(&log(world, "edge.log"), "ERROR");
         assert_eq!(ends, 0, "{}", log(world, "edge.log"));
     });

@@ -12,6 +12,7 @@ mod host;
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 const FAILED: i32 = 1;
 const USAGE: i32 = 64;
+const DAMAGED: i32 = 65;
 const NO_INPUT: i32 = 66;
 const UNAVAILABLE: i32 = 69;
 const CANNOT_CREATE: i32 = 73;
@@ -317,10 +319,11 @@ fn a_data_directory_that_cannot_be_used_is_named() {
         (&below, "Not a directory"),
         ("/proc/x", "No such file"),
         ("/sys/x", ""),
-        (&damaged, ""),
     ] {
         says(&mut cloud(directory), CANNOT_CREATE, &[&["store", directory, why, "--data-dir"]]);
     }
+    let remedy = "holm cloud restore FILE";
+    says(&mut cloud(&damaged), DAMAGED, &[&["store", &damaged, "is damaged", remedy, "--data-dir"]]);
     // A file of the data directory that is something else.
     let odd = folder.at("odd");
     std::fs::create_dir_all(format!("{odd}/admin.kubeconfig")).unwrap();
@@ -339,6 +342,90 @@ fn a_data_directory_that_cannot_be_used_is_named() {
     let _first = Running::start(cloud(&data), &log);
     until("the first cloud", || read(&log).contains("holm token create"));
     says(&mut cloud(&data), CANNOT_CREATE, &[&[&data, "in use by another process", "--data-dir of its own"]]);
+}
+
+/// What a command prints that does what it is asked to.
+#[track_caller]
+fn prints(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{:?}: {}", command, String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_backup_brings_a_lost_store_back() {
+    let folder = Folder::new("a_backup_brings_a_lost_store_back");
+    let (data, file, log) = (folder.at("data"), folder.at("backup"), folder.0.join("log"));
+    let store = folder.0.join("data/holm.redb");
+    let backup = ["cloud", "backup", &file, "--data-dir", &data];
+    let restore = ["cloud", "restore", &file, "--data-dir", &data];
+    let confirm = ["cloud", "restore", "--confirm", "--data-dir", &data];
+    let started = |log: &Path| until("the cloud", || read(log).contains("holm token create"));
+    let secrets = || prints(&mut with(&["get", "secrets", "-o", "name", "--data-dir", &data]));
+    let authority = |log: &Path| {
+        started(log);
+        let kubeconfig = read(&folder.0.join("data/admin.kubeconfig"));
+        kubeconfig.lines().find(|line| line.contains("certificate-authority-data")).unwrap().to_owned()
+    };
+
+    says(&mut with(&backup), UNAVAILABLE, &[&["no cloud has its data in", &data, "--data-dir"]]);
+    says(&mut with(&["cloud", "restore"]), USAGE, &[&["FILE", "--confirm"]]);
+    says(&mut with(&restore), NO_INPUT, &[&[&file, "check the path"]]);
+    says(&mut with(&confirm), UNAVAILABLE, &[&[&data, "start it"]]);
+    {
+        let mut cloud = Running::start(cloud(&data), &log);
+        let before = authority(&log);
+        // It runs meanwhile.
+        let said = prints(&mut with(&backup));
+        assert!(said.contains(&file) && said.contains("key of the certificate authority"), "{said}");
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        says(&mut with(&restore), CANNOT_CREATE, &[&["a cloud runs", &data, "stop it first"]]);
+        assert!(prints(&mut with(&confirm)).contains("nothing is held back"));
+        let code = prints(&mut with(&["token", "create", "--data-dir", &data]));
+        assert!(code.starts_with("holm1."), "{code}");
+        assert_eq!(secrets().lines().count(), 2);
+        cloud.stops_at(Signal::TERM);
+        // And it need not run.
+        prints(&mut with(&backup));
+        assert_eq!(authority(&log), before);
+    }
+
+    // The store is lost in all the ways that it can be.
+    let whole = std::fs::read(&store).unwrap();
+    let before = authority(&log);
+    let remedy = format!("holm cloud restore FILE --data-dir {data}");
+    for (name, bytes) in
+        [("empty", vec![]), ("cut", whole[..whole.len() / 2].to_vec()), ("zeroes", vec![0; whole.len()])]
+    {
+        std::fs::write(&store, &bytes).unwrap();
+        says(&mut cloud(&data), DAMAGED, &[&[store.to_str().unwrap(), "damaged", &remedy]]);
+        assert!(std::fs::read(&store).unwrap() == bytes, "{name}: nothing was made of it");
+    }
+    std::fs::remove_file(&store).unwrap();
+    says(&mut cloud(&data), DAMAGED, &[&[store.to_str().unwrap(), "is gone", &remedy]]);
+    assert!(!store.exists());
+
+    let bad = folder.write("bad", "no backup");
+    says(
+        &mut with(&["cloud", "restore", &bad, "--data-dir", &data]),
+        DAMAGED,
+        &[&[&bad, "nothing was changed"]],
+    );
+    std::fs::write(&store, "damaged").unwrap();
+    let said = prints(&mut with(&restore));
+    assert!(said.contains("holm.redb.replaced-1") && said.contains("holm cloud restore --confirm"), "{said}");
+    assert_eq!(read(&folder.0.join("data/holm.redb.replaced-1")), "damaged");
+    {
+        let _cloud = Running::start(cloud(&data), &log);
+        assert_eq!(authority(&log), before, "the same cluster");
+        // The code may have been used since: it is no longer good.
+        assert_eq!(secrets().lines().collect::<Vec<_>>(), ["secrets/holm-ca"]);
+        let held = ["get", "configmaps", "holm-restored", "-n", "holm-system", "--data-dir", &data];
+        prints(&mut with(&held));
+        assert!(prints(&mut with(&confirm)).contains("is dropped now"));
+        says(&mut with(&held), FAILED, &[&["holm-restored", "not found"]]);
+        assert!(prints(&mut with(&confirm)).contains("nothing is held back"));
+    }
 }
 
 #[test]

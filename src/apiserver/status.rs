@@ -133,7 +133,18 @@ impl ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> ApiError {
-        ApiError::new(500, "InternalError", error.to_string())
+        match &error {
+            // Kubernetes: `StatusReasonServiceUnavailable`; RFC 4918, 11.5.
+            StoreError::Full { .. } => ApiError::new(507, "InsufficientStorage", error.to_string()),
+            StoreError::Damaged { .. } => ApiError::new(
+                500,
+                "InternalError",
+                format!(
+                    "{error}: stop the cloud and bring a backup back with: holm cloud restore FILE; a board heals when it is started again"
+                ),
+            ),
+            _ => ApiError::new(500, "InternalError", error.to_string()),
+        }
     }
 }
 

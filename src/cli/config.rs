@@ -446,11 +446,8 @@ mod tests {
             // "Usage: holm cloud [--data-dir <dir>] …": the first line names each flag once.
             let usage =
                 help.lines().next().unwrap().replace("-n <", "--namespace <").replace("-o <", "--output <");
-            let mut flags: Vec<&str> = usage
-                .split("[--")
-                .skip(1)
-                .filter_map(|part| part.split([' ', ']']).next())
-                .collect();
+            let mut flags: Vec<&str> =
+                usage.split("[--").skip(1).filter_map(|part| part.split([' ', ']']).next()).collect();
             let mut known = [shape.flags, shape.switches].concat();
             flags.retain(|flag| !flag.is_empty());
             flags.sort();

@@ -2,6 +2,7 @@
 
 use crate::cloud::CloudError;
 use crate::cloud::certificates::CertificatesError;
+use crate::cloud::restore::RestoreError;
 use crate::cri;
 use crate::edge::EdgeError;
 use crate::edge::join::JoinError;
@@ -12,6 +13,8 @@ use crate::store::StoreError;
 const FAILED: u8 = 1;
 /// Wrong flags or configuration (EX_USAGE).
 const USAGE: u8 = 64;
+/// The cloud's store, or a backup, is damaged (EX_DATAERR).
+const DAMAGED: u8 = 65;
 /// An input file is missing or unreadable (EX_NOINPUT).
 const NO_INPUT: u8 = 66;
 /// Something needed is not there (EX_UNAVAILABLE).
@@ -41,6 +44,16 @@ impl Failure {
     /// Something needed is not there.
     pub(super) fn unavailable(error: &dyn std::fmt::Display) -> Failure {
         Failure::one(UNAVAILABLE, error)
+    }
+
+    /// A file cannot be written.
+    pub(super) fn cannot_create(error: &dyn std::fmt::Display) -> Failure {
+        Failure::one(CANNOT_CREATE, error)
+    }
+
+    /// The store failed.
+    pub(super) fn of_store(error: &StoreError) -> Failure {
+        Failure::one(of_store(error), error)
     }
 
     /// It ran, and then failed.
@@ -124,11 +137,21 @@ impl Mistakes {
 
 fn of_store(error: &StoreError) -> u8 {
     match error {
-        StoreError::Open { .. }
-        | StoreError::InUse { .. }
-        | StoreError::Newer { .. }
-        | StoreError::Damaged { .. } => CANNOT_CREATE,
+        StoreError::Open { .. } | StoreError::InUse { .. } | StoreError::Newer { .. } => CANNOT_CREATE,
+        StoreError::Damaged { .. } => DAMAGED,
         _ => FAILED,
+    }
+}
+
+impl From<RestoreError> for Failure {
+    fn from(error: RestoreError) -> Failure {
+        let code = match &error {
+            RestoreError::Unreadable { .. } => NO_INPUT,
+            RestoreError::Damaged { .. } | RestoreError::NoCloud { .. } => DAMAGED,
+            RestoreError::Running(_) | RestoreError::Directory { .. } => CANNOT_CREATE,
+            RestoreError::Store(error) => of_store(error),
+        };
+        Failure::one(code, &error)
     }
 }
 
@@ -136,6 +159,7 @@ impl From<CloudError> for Failure {
     fn from(error: CloudError) -> Failure {
         let code = match &error {
             CloudError::Store(error) => of_store(error),
+            CloudError::Lost { .. } => DAMAGED,
             CloudError::Net(_) => UNAVAILABLE,
             CloudError::San(_) | CloudError::Name(_) => USAGE,
             CloudError::Certificates(CertificatesError::Write { .. }) => CANNOT_CREATE,

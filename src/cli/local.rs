@@ -3,10 +3,11 @@
 
 use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use http::Response;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use serde_json::Value;
 use smol::Async;
 use smol_hyper::rt::FuturesIo;
@@ -122,36 +123,44 @@ fn socket(data_dir: Option<String>) -> Result<PathBuf, Failure> {
     )))
 }
 
-/// One GET; an answer that is not a success is the failure it describes.
-async fn ask(socket: &PathBuf, path: &str, accept: &str) -> Result<Value, Failure> {
-    let broken = |error: &dyn std::fmt::Display| {
-        Failure::unavailable(&format!(
-            "holm does not answer at {} ({error}): start it, or name the --data-dir of one that runs",
-            socket.display()
-        ))
-    };
-    let stream = Async::<UnixStream>::connect(socket).await.map_err(|error| broken(&error))?;
+/// Why nothing came over a socket.
+pub(super) fn broken(socket: &Path, error: &dyn std::fmt::Display) -> Failure {
+    Failure::unavailable(&format!(
+        "holm does not answer at {} ({error}): start it, or name the --data-dir of one that runs",
+        socket.display()
+    ))
+}
+
+/// The failure that an answer describes.
+pub(super) async fn refusal(response: Response<Incoming>) -> Failure {
+    let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await;
+    let value: Value =
+        body.ok().and_then(|body| serde_json::from_slice(&body.to_bytes()).ok()).unwrap_or_default();
+    Failure::failed(&value.get("message").and_then(Value::as_str).unwrap_or("refused"))
+}
+
+/// One request over a socket; `read` takes the answer.
+pub(super) async fn exchange<T>(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    accept: &str,
+    read: impl AsyncFnOnce(Response<Incoming>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let stream = Async::<UnixStream>::connect(socket).await.map_err(|error| broken(socket, &error))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(FuturesIo::new(stream))
         .await
-        .map_err(|error| broken(&error))?;
-    let request = http::Request::get(path)
+        .map_err(|error| broken(socket, &error))?;
+    let request = http::Request::builder()
+        .method(method)
+        .uri(path)
         .header("host", "holm")
         .header("accept", accept)
         .body(Empty::<Bytes>::new())
         .map_err(|_| Failure::mistake(format!("{path:?} cannot be asked for: check the names")))?;
     let exchange = async {
-        let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
-        let is_good = response.status().is_success();
-        let body =
-            Limited::new(response.into_body(), ANSWER_MAX).collect().await.map_err(|error| broken(&error))?;
-        let value: Value = serde_json::from_slice(&body.to_bytes()).map_err(|error| broken(&error))?;
-        match is_good {
-            true => Ok(value),
-            false => {
-                let message = value.get("message").and_then(Value::as_str).unwrap_or("refused");
-                Err(Failure::failed(&message))
-            }
-        }
+        let response = sender.send_request(request).await.map_err(|error| broken(socket, &error))?;
+        read(response).await
     };
     let drive = async {
         // The exchange says what went wrong.
@@ -161,6 +170,21 @@ async fn ask(socket: &PathBuf, path: &str, accept: &str) -> Result<Value, Failur
     futures_lite::future::or(exchange, drive).await
 }
 
+/// One GET; an answer that is not a success is the failure it describes.
+async fn ask(socket: &Path, path: &str, accept: &str) -> Result<Value, Failure> {
+    exchange(socket, "GET", path, accept, async |response| {
+        if !response.status().is_success() {
+            return Err(refusal(response).await);
+        }
+        let body = Limited::new(response.into_body(), ANSWER_MAX)
+            .collect()
+            .await
+            .map_err(|error| broken(socket, &error))?;
+        serde_json::from_slice(&body.to_bytes()).map_err(|error| broken(socket, &error))
+    })
+    .await
+}
+
 struct Resource {
     path: String,
     name: String,
@@ -168,7 +192,7 @@ struct Resource {
 }
 
 /// The resource that a person means by a word.
-async fn find(socket: &PathBuf, word: &str) -> Result<Resource, Failure> {
+async fn find(socket: &Path, word: &str) -> Result<Resource, Failure> {
     let groups = ask(socket, "/apis", "application/json").await?;
     let preferred = groups.get("groups").and_then(Value::as_array).cloned().unwrap_or_default();
     let versions = preferred.iter().filter_map(|group| {

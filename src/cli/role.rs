@@ -51,7 +51,7 @@ fn any(port: u16) -> SocketAddr {
 /// A data directory: from the root, so that what is said about it holds
 /// elsewhere too, and short enough for the socket in it (unix(7): 108 bytes
 /// with the zero at the end).
-fn data_dir(given: &str) -> Result<PathBuf, String> {
+pub(super) fn data_dir(given: &str) -> Result<PathBuf, String> {
     let path = std::path::absolute(given).map_err(|error| format!("{given}: {error}"))?;
     match path.join(crate::net::SOCKET).as_os_str().len() {
         length if length < 108 => Ok(path),
@@ -167,7 +167,9 @@ fn again() -> Result<(), Failure> {
     // The move is done; a code on standard input is read up.
     let words = words.filter(|word| word != "--adopt-cluster");
     let error = Command::new("/proc/self/exe").arg0(name).args(words).exec();
-    Err(Failure::failed(&format!("the board has moved, and cannot be started again ({error}): start it again")))
+    Err(Failure::failed(&format!(
+        "the board has moved, and cannot be started again ({error}): start it again"
+    )))
 }
 
 /// The name that the board has joined with.

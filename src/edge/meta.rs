@@ -122,7 +122,9 @@ async fn run(
             ToMeta::Apply { orders, reply } => {
                 let orders = match is_known {
                     true => orders,
-                    false => hold_back(orders, &mut held, |key| Ok(store.get(key)?.map(|now| now.uid.clone())))?,
+                    false => {
+                        hold_back(orders, &mut held, |key| Ok(store.get(key)?.map(|now| now.uid.clone())))?
+                    }
                 };
                 let outcome = apply(&store, &pods, orders).await;
                 // A session that has gone meanwhile needs no answer.

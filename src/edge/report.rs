@@ -254,6 +254,20 @@ async fn observe(store: &Store, key: &Key, uid: &Uid, status: Value) -> Result<b
     }
 }
 
+/// A core/v1 Event about the board itself, a warning.
+pub fn about_node(node: &NodeName, reason: &str, message: &str) -> Value {
+    let now = now_rfc3339();
+    json!({
+        "apiVersion": "v1", "kind": "Event",
+        "metadata": {"namespace": "default"},
+        "type": "Warning", "reason": reason, "message": message,
+        "involvedObject": {"apiVersion": "v1", "kind": "Node", "name": node.as_str(), "uid": node.as_str()},
+        "source": {"component": "holm-edge", "host": node.as_str()},
+        "reportingComponent": "holm-edge", "reportingInstance": node.as_str(),
+        "firstTimestamp": now, "lastTimestamp": now, "count": 1,
+    })
+}
+
 /// A core/v1 Event as a kubelet would write it; its name is the cloud's to
 /// give.
 fn to_event(node: &NodeName, event: &PodEvent) -> Value {

@@ -23,6 +23,7 @@ use rustls::pki_types::ServerName;
 use smol::Async;
 
 use crate::apiserver::{self, ApiServer};
+use crate::net::door::Door;
 use crate::net::{self, NetError};
 use crate::object::KeyError;
 use crate::store::{self, Store, StoreError};
@@ -91,6 +92,8 @@ pub enum CloudError {
 
 /// Runs the cloud for ever; it returns only if it cannot start.
 pub async fn run(options: Options, tasks: Tasks) -> Result<(), CloudError> {
+    let files = net::raise_file_limit();
+    log::info!("up to {files} connections and files may be open (RLIMIT_NOFILE)");
     // The ports first: an address in use is the commonest mistake.
     let hub_listener = net::listen("--listen", options.listen)?;
     let api_listener = net::listen("--api-listen", options.api_listen)?;
@@ -131,8 +134,9 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), CloudError> {
     scheduler::start(&tasks, cluster.clone());
     {
         let (tasks, listener, api) = (tasks.clone(), shared(api_listener)?, api.clone());
+        let door = Door::new(&tasks, files);
         tasks.clone().supervise("api", move || {
-            net::serve_api(tasks.clone(), listener.clone(), api_tls.clone(), api.clone())
+            net::serve_api(tasks.clone(), listener.clone(), api_tls.clone(), api.clone(), door.clone())
         });
     }
     net::serve_socket(&tasks, &options.data_dir, api.clone())?;
@@ -155,8 +159,9 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), CloudError> {
     });
     {
         let (tasks, listener) = (tasks.clone(), shared(hub_listener)?);
+        let door = Door::new(&tasks, files);
         tasks.clone().supervise("hub", move || {
-            hub::serve(tasks.clone(), listener.clone(), hub_tls.clone(), context.clone())
+            hub::serve(tasks.clone(), listener.clone(), hub_tls.clone(), context.clone(), door.clone())
         });
     }
     tasks.spawn("watchdog", crate::notify::watchdog());

@@ -1,5 +1,8 @@
 //! Listeners, and this machine's addresses.
 
+pub mod admission;
+pub mod door;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
@@ -12,6 +15,7 @@ use futures_rustls::TlsAcceptor;
 use smol::Async;
 
 use crate::apiserver::{ApiServer, User};
+use crate::net::door::Door;
 use crate::task::{Tasks, within};
 use crate::trust::certificate::peer_user;
 use crate::trust::tls::Serving;
@@ -66,6 +70,23 @@ pub fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, Ne
         }
         _ => NetError::Listen { flag, address, why: error.to_string() },
     })
+}
+
+/// Lets this process have as many files open as the system allows it; gives how many that is. The usual limit of
+/// 1024 would be used up by the boards of one town.
+pub fn raise_file_limit() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    // What a system without a limit is taken to allow.
+    const PLENTY: u64 = 1 << 20;
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.unwrap_or(PLENTY).min(PLENTY);
+    let current = limit.current.unwrap_or(PLENTY);
+    let raised = Rlimit { current: Some(wanted), maximum: limit.maximum };
+    let files = match current < wanted && setrlimit(Resource::Nofile, raised).is_ok() {
+        true => wanted,
+        false => current,
+    };
+    usize::try_from(files).unwrap_or(usize::MAX)
 }
 
 /// Where a listener really listens, if port 0 was asked for.
@@ -127,21 +148,29 @@ pub async fn serve_api(
     listener: Arc<Async<TcpListener>>,
     tls: Serving,
     api: ApiServer,
+    door: Arc<Door>,
 ) -> io::Result<()> {
     loop {
-        let Some(stream) = accept(&listener).await else { continue };
-        let (acceptor, api) = (TlsAcceptor::from(tls.now()), api.clone());
+        let Some((stream, address)) = accepted(listener.accept().await).await else { continue };
+        // Only latency is lost where this fails.
+        let _ = stream.get_ref().set_nodelay(true);
+        let place = door.enter(address.ip());
+        let (acceptor, api, door) = (TlsAcceptor::from(tls.now()), api.clone(), door.clone());
         tasks.spawn("api connection", async move {
             // A client that keeps no promise in its handshake is not answered.
-            let Some(Ok(stream)) = within(HANDSHAKE, acceptor.accept(stream)).await else { return };
+            let accept = Box::pin(door.in_turns(acceptor.accept(stream)));
+            let Some(Some(Ok(stream))) = within(HANDSHAKE, place.hold(accept)).await else { return };
+            drop(place);
             let user = stream
                 .get_ref()
                 .1
                 .peer_certificates()
                 .and_then(|chain| peer_user(chain).ok())
                 .map_or_else(User::anonymous, |user| User { name: user.name, groups: user.groups });
-            answered(api.serve_connection(stream, user).await);
+            answered(Box::pin(api.serve_connection(stream, user)).await);
         });
+        // However many wait to be accepted, the others have their turns.
+        futures_lite::future::yield_now().await;
     }
 }
 

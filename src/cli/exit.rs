@@ -176,7 +176,7 @@ impl From<EdgeError> for Failure {
             EdgeError::Runtime(cri::Error::Endpoint { .. }) => USAGE,
             EdgeError::Runtime(_) | EdgeError::NoRuntime(_) | EdgeError::Net(_) => UNAVAILABLE,
             EdgeError::Join(JoinError::Code(_)) | EdgeError::Alone => USAGE,
-            EdgeError::Join(JoinError::Refused(_) | JoinError::NotTheCloud { .. }) => REFUSED,
+            EdgeError::Join(JoinError::Refused(_) | JoinError::NotTheCloud(_)) => REFUSED,
             EdgeError::Join(_) | EdgeError::Identity(_) => CANNOT_CREATE,
         };
         Failure::one(code, &error)

@@ -23,7 +23,7 @@ use crate::store::Store;
 use crate::task::{Backoff, Tasks};
 use crate::trust::clock::Clock;
 use crate::trust::identity::{self, Identity};
-use crate::trust::names::Endpoint;
+use crate::trust::names::{Endpoint, Fingerprint};
 use crate::trust::{tls, unix};
 
 /// How long the cloud may take to say `Welcome`.
@@ -120,7 +120,7 @@ impl Hub {
                     continue;
                 }
             };
-            for endpoint in &membership.endpoints {
+            for endpoint in &self.identity.endpoints() {
                 match self.try_endpoint(endpoint, &membership.cluster, config.clone()).await {
                     Ok((connection, welcome)) => {
                         self.learn(&welcome, next && index == 0);
@@ -169,7 +169,8 @@ impl Hub {
             log::error!("{error}");
         }
         let endpoints = welcome.endpoints.iter().filter_map(|endpoint| endpoint.parse().ok()).collect();
-        if let Err(error) = self.identity.learn(endpoints, Vec::new()) {
+        let pins = welcome.pins.iter().map(|pin| Fingerprint::from_bytes(pin.0)).collect();
+        if let Err(error) = self.identity.learn(endpoints, pins) {
             log::error!("{error}");
         }
         if let Some(kept) = self.clock.confirm(unix(welcome.time_ms / 1000), self.tasks.now()) {

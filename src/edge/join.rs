@@ -3,7 +3,10 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
+
+use rustls::ClientConfig;
 
 use super::hub::connect;
 use crate::link::Body;
@@ -13,11 +16,13 @@ use crate::trust::CertificateDer;
 use crate::trust::clock::Clock;
 use crate::trust::code::{CodeError, JoinCode};
 use crate::trust::identity::{Identity, IdentityError, Membership};
-use crate::trust::names::NodeName;
+use crate::trust::names::{Endpoint, NodeName};
 use crate::trust::tls::{self, TlsError};
 
 /// How long the cloud may take to answer.
 const ANSWER: Duration = Duration::from_secs(20);
+/// Different reasons that are logged at most.
+const REASONS: usize = 100;
 
 /// Why a board did not join.
 #[derive(Debug, thiserror::Error)]
@@ -28,14 +33,9 @@ pub enum JoinError {
     /// The cloud said no, and would again.
     #[error("the cloud does not let this board in: {0}")]
     Refused(String),
-    /// What answers is not the cloud that the code names.
-    #[error("{endpoint} is not the cloud that the join code names: {why}")]
-    NotTheCloud {
-        /// Where it was tried.
-        endpoint: String,
-        /// What is wrong with it.
-        why: String,
-    },
+    /// Something answers at each of the code's endpoints, and nowhere is it the cloud that the code names.
+    #[error("what answers is not the cloud that the join code names: {0}")]
+    NotTheCloud(String),
     /// The identity cannot be kept.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -74,25 +74,10 @@ pub async fn join(
     let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
     let mut said = BTreeSet::new();
     loop {
-        let mut strangers = Vec::new();
+        let mut reasons = Vec::new();
+        let mut strangers = 0;
         for endpoint in &code.endpoints {
-            let outcome = match connect::connect(tasks, endpoint, &code.cluster, tls.clone()).await {
-                Ok(mut connection) => {
-                    connection.send_plain(Body::Join(ask.clone()));
-                    let answer = connection.first(ANSWER).await;
-                    connection.close().await;
-                    answer
-                }
-                Err(error) => {
-                    let why = error.to_string();
-                    if error.is_not_the_cloud() {
-                        let endpoint = endpoint.to_string();
-                        strangers.push(JoinError::NotTheCloud { endpoint, why: why.clone() });
-                    }
-                    Err(why)
-                }
-            };
-            let why = match outcome {
+            let why = match try_endpoint(tasks, endpoint, &code, &tls, &ask).await {
                 Ok(Body::Joined(joined)) => {
                     identity.install(CertificateDer::from(joined.certificate))?;
                     let endpoints =
@@ -106,20 +91,51 @@ pub async fn join(
                 }
                 Ok(Body::Refused(refused)) => refused.reason,
                 Ok(_) => "an answer that makes no sense".into(),
-                Err(why) => why,
+                Err(Away::Stranger(why)) => {
+                    strangers += 1;
+                    why
+                }
+                Err(Away::Silent(why)) => why,
             };
-            // Once a reason, not once a try.
-            let line = format!("the cloud cannot be joined at {endpoint} ({why})");
-            if strangers.len() < code.endpoints.len() && said.insert(line.clone()) {
-                log::warn!("{line}: trying on; see that holm cloud runs and its port can be reached");
-            }
+            reasons.push(format!("{endpoint} ({why})"));
         }
         // One address may belong to someone else by now; all of them hardly.
-        if strangers.len() == code.endpoints.len()
-            && let Some(stranger) = strangers.pop()
-        {
-            return Err(stranger);
+        if strangers == code.endpoints.len() {
+            return Err(JoinError::NotTheCloud(reasons.join(", ")));
+        }
+        // Once a reason, not once a try.
+        let line = reasons.join(", nor at ");
+        if said.len() < REASONS && said.insert(line.clone()) {
+            log::warn!(
+                "the cloud cannot be joined at {line}: trying on; see that holm cloud runs and its port can be reached"
+            );
         }
         smol::Timer::after(backoff.next_pause()).await;
     }
+}
+
+/// Why an endpoint gave no answer.
+enum Away {
+    /// What answers is not this cluster's cloud.
+    Stranger(String),
+    /// Nothing answers, or not for now.
+    Silent(String),
+}
+
+async fn try_endpoint(
+    tasks: &Tasks,
+    endpoint: &Endpoint,
+    code: &JoinCode,
+    tls: &Arc<ClientConfig>,
+    ask: &Join,
+) -> Result<Body, Away> {
+    let connected = connect::connect(tasks, endpoint, &code.cluster, tls.clone()).await;
+    let mut connection = connected.map_err(|error| match error.is_not_the_cloud() {
+        true => Away::Stranger(error.to_string()),
+        false => Away::Silent(error.to_string()),
+    })?;
+    connection.send_plain(Body::Join(ask.clone()));
+    let answer = connection.first(ANSWER).await;
+    connection.close().await;
+    answer.map_err(Away::Silent)
 }

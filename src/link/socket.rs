@@ -64,6 +64,15 @@ pub fn config() -> WebSocketConfig {
         .max_frame_size(Some(MAX_FRAME))
 }
 
+/// The settings of the cloud's end for a client without a certificate: the only message that it may send is a
+/// [`super::frame::Join`], whose request has at most 4 KiB.
+pub fn stranger_config() -> WebSocketConfig {
+    config().max_message_size(Some(STRANGER_MAX)).max_frame_size(Some(STRANGER_MAX))
+}
+
+/// The longest message of a client without a certificate, in bytes.
+const STRANGER_MAX: usize = 8 * 1024;
+
 /// What comes out of a [`Link`].
 #[derive(Debug)]
 pub enum Wire {

@@ -4,7 +4,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `cluster.json` | cluster UID, node name, endpoints, pins |
+//! | `cluster.json` | cluster UID, node name, endpoints (the cloud's words, and the join code's), pins |
 //! | `current.pem` | key and certificate that have connected |
 //! | `next.pem` | key, and the certificate for it once it was issued, that have not connected yet |
 //! | `floor` | the time that has certainly passed, and when it was confirmed ([`Kept`]) |
@@ -16,6 +16,7 @@
 use super::authority;
 use super::certificate::{self, CERTIFICATE_MAX, CertificateError, Facts};
 use super::clock::Kept;
+use super::code::{ENDPOINTS_MAX, PINS_MAX};
 use super::names::{ClusterUid, Endpoint, Fingerprint, NodeName};
 use super::{CertificateDer, UnixTime};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PublicKeyData};
@@ -146,6 +147,8 @@ impl fmt::Debug for Slot {
 pub struct Identity {
     directory: PathBuf,
     membership: Membership,
+    /// The endpoints of the join code: whatever the cloud tells later, these are tried too.
+    code_endpoints: Vec<Endpoint>,
     current: Option<Slot>,
     next: Option<Slot>,
 }
@@ -162,14 +165,14 @@ impl Identity {
         let Some(cluster) = read(&directory.join(CLUSTER))? else {
             return Ok(None);
         };
-        let membership = membership_from_json(&cluster)
+        let (membership, code_endpoints) = membership_from_json(&cluster)
             .map_err(|what| IdentityError::Damaged { path: directory.join(CLUSTER), what })?;
         let current = load_slot(&directory.join(CURRENT))?;
         let next = load_slot(&directory.join(NEXT)).unwrap_or_else(|error| {
             log::warn!("{error}; going on without it");
             None
         });
-        Ok(Some(Identity { directory, membership, current, next }))
+        Ok(Some(Identity { directory, membership, code_endpoints, current, next }))
     }
 
     /// Makes the board a member of a cluster, before its key and certificate exist.
@@ -209,7 +212,8 @@ impl Identity {
                 (None, None)
             }
         };
-        let identity = Identity { directory, membership, current, next };
+        let code_endpoints = membership.endpoints.clone();
+        let identity = Identity { directory, membership, code_endpoints, current, next };
         identity.write_membership()?;
         Ok(identity)
     }
@@ -234,17 +238,31 @@ impl Identity {
         [self.next(), self.current()].into_iter().flatten().filter(|slot| slot.certificate.is_some())
     }
 
+    /// Where to look for the cloud, in turn: where it said that it is, then where the join code said. So a cloud
+    /// that tells nonsense of itself can still be found to tell better.
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        let mut all = self.membership.endpoints.clone();
+        all.extend(
+            self.code_endpoints.iter().filter(|code| !self.membership.endpoints.contains(code)).cloned(),
+        );
+        all
+    }
+
     /// Takes over endpoints and pins that the cloud told over an authenticated session; an empty list
     /// changes nothing. Returns whether anything changed.
+    ///
+    /// Of each, as many are kept as a join code may have. Pins without one of those that this board trusts already
+    /// are passed over: whoever told them is vouched for by one of these, and it would lock itself out.
     ///
     /// # Errors
     /// The file cannot be written; the identity is then as before.
     pub fn learn(&mut self, endpoints: Vec<Endpoint>, pins: Vec<Fingerprint>) -> Result<bool, IdentityError> {
         let mut learned = self.membership.clone();
         if !endpoints.is_empty() {
-            learned.endpoints = endpoints;
+            learned.endpoints = first_of(endpoints, ENDPOINTS_MAX);
         }
-        if !pins.is_empty() {
+        let pins = first_of(pins, PINS_MAX);
+        if pins.iter().any(|pin| self.membership.pins.contains(pin)) {
             learned.pins = pins;
         }
         if learned == self.membership {
@@ -316,7 +334,7 @@ impl Identity {
     }
 
     fn write_membership(&self) -> Result<(), IdentityError> {
-        write(&self.directory, CLUSTER, membership_to_json(&self.membership).as_bytes())
+        write(&self.directory, CLUSTER, membership_to_json(&self.membership, &self.code_endpoints).as_bytes())
     }
 }
 
@@ -360,25 +378,41 @@ fn load_slot(path: &Path) -> Result<Option<Slot>, IdentityError> {
     Ok(Some(slot))
 }
 
-fn membership_to_json(membership: &Membership) -> String {
+/// The first `most` of the items, each once.
+fn first_of<T: PartialEq>(items: Vec<T>, most: usize) -> Vec<T> {
+    let mut kept = Vec::new();
+    for item in items {
+        if kept.len() < most && !kept.contains(&item) {
+            kept.push(item);
+        }
+    }
+    kept
+}
+
+fn membership_to_json(membership: &Membership, code_endpoints: &[Endpoint]) -> String {
     let texts = |items: Vec<String>| Value::from(items);
     let json = json!({
         "clusterUID": membership.cluster.as_str(),
         "nodeName": membership.node.as_str(),
         "endpoints": texts(membership.endpoints.iter().map(Endpoint::to_string).collect()),
+        "joinEndpoints": texts(code_endpoints.iter().map(Endpoint::to_string).collect()),
         "pins": texts(membership.pins.iter().map(Fingerprint::to_string).collect()),
     });
     format!("{json:#}\n")
 }
 
-fn membership_from_json(bytes: &[u8]) -> Result<Membership, &'static str> {
+/// The membership, and the endpoints of the join code.
+fn membership_from_json(bytes: &[u8]) -> Result<(Membership, Vec<Endpoint>), &'static str> {
     let json: Value = serde_json::from_slice(bytes).map_err(|_| "not JSON")?;
-    Ok(Membership {
+    let membership = Membership {
         cluster: word(json.get("clusterUID")).ok_or("no valid clusterUID")?,
         node: word(json.get("nodeName")).ok_or("no valid nodeName")?,
         endpoints: words(json.get("endpoints")).ok_or("no valid endpoints")?,
         pins: words(json.get("pins")).filter(|pins| !pins.is_empty()).ok_or("no valid pins")?,
-    })
+    };
+    // Boards that joined with the first release have only the one list.
+    let code_endpoints = words(json.get("joinEndpoints")).unwrap_or_default();
+    Ok((membership, code_endpoints))
 }
 
 fn word<T: FromStr>(value: Option<&Value>) -> Option<T> {

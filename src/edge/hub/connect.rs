@@ -4,8 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_tungstenite::tungstenite::ClientRequestBuilder;
+use async_tungstenite::tungstenite::{ClientRequestBuilder, Error as WsError};
 use futures_rustls::TlsConnector;
+use http::StatusCode;
 use rustls::ClientConfig;
 use smol::Async;
 
@@ -34,6 +35,9 @@ pub enum ConnectError {
     /// What listens is no hub.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// The cloud refuses before it looks closer: too many ask at once from here.
+    #[error("the cloud is asked to let in too many boards at once from this address")]
+    Busy,
     /// It took longer than [`CONNECT`].
     #[error("no answer within {} s", CONNECT.as_secs())]
     Slow,
@@ -76,7 +80,10 @@ async fn attempt(
     let stream: BoxIo = Box::new(stream);
     let (socket, _) = async_tungstenite::client_async_with_config(request, stream, Some(config()))
         .await
-        .map_err(LinkError::from)?;
+        .map_err(|error| match error {
+            WsError::Http(answer) if answer.status() == StatusCode::TOO_MANY_REQUESTS => ConnectError::Busy,
+            error => LinkError::from(error).into(),
+        })?;
     let link = Link::new(socket, tasks.executor());
     Ok(Connection::new(link, tasks.clone(), true, WINDOW, KEEP_ALIVE))
 }

@@ -209,3 +209,39 @@ fn the_floor_is_kept_and_a_damaged_one_forgotten() {
     fs::write(scratch.file(FLOOR), "\0\0\0").unwrap();
     assert_eq!(read_floor(&scratch.0).unwrap(), None);
 }
+
+#[test]
+fn a_poisoned_list_of_endpoints_locks_nobody_out() {
+    use std::os::unix::fs::MetadataExt;
+    let (scratch, authority) = (Scratch::new(), cluster());
+    let mut identity = Identity::join(&scratch.0, membership(&authority), false).unwrap();
+    let code: Endpoint = "cloud.example.com".parse().unwrap();
+    let wrong: Vec<Endpoint> = (0..50).map(|n| format!("192.0.2.{}", n % 40).parse().unwrap()).collect();
+    assert!(identity.learn(wrong.clone(), Vec::new()).unwrap());
+    // Bounded, each once, and the join code's own after all of them: today and after a restart.
+    let kept = Identity::load(&scratch.0).unwrap().unwrap();
+    for identity in [&identity, &kept] {
+        let endpoints = identity.endpoints();
+        assert_eq!(endpoints.len(), ENDPOINTS_MAX + 1);
+        assert_eq!(endpoints.last(), Some(&code));
+    }
+    // The same again is not written again.
+    let inode = || fs::metadata(scratch.file(CLUSTER)).unwrap().ino();
+    let before = inode();
+    assert!(!identity.learn(wrong, Vec::new()).unwrap());
+    assert_eq!(inode(), before);
+    assert!(identity.learn(vec![code.clone()], Vec::new()).unwrap());
+    assert_eq!((identity.endpoints(), inode() == before), (vec![code], false));
+}
+
+#[test]
+fn pins_change_only_to_some_that_overlap() {
+    let (scratch, authority) = (Scratch::new(), cluster());
+    let (old, new, other) = (authority.fingerprint(), cluster().fingerprint(), cluster().fingerprint());
+    let mut identity = Identity::join(&scratch.0, membership(&authority), false).unwrap();
+    assert!(!identity.learn(Vec::new(), vec![other, new]).unwrap());
+    assert!(identity.learn(Vec::new(), vec![old, new]).unwrap());
+    assert!(identity.learn(Vec::new(), vec![new]).unwrap());
+    assert_eq!(Identity::load(&scratch.0).unwrap().unwrap().membership().pins, [new]);
+    assert!(!identity.learn(Vec::new(), vec![old]).unwrap());
+}

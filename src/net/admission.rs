@@ -250,17 +250,21 @@ mod tests {
                     allowed.push((from, now));
                 }
             }
-            // In every stretch of time that begins with one that was allowed.
-            for (index, (_, begun)) in allowed.iter().enumerate() {
-                for (_, ended) in &allowed[index..] {
-                    let within: Vec<_> = allowed.iter().filter(|(_, at)| begun <= at && at <= ended).collect();
-                    let most = |rate: Rate| u64::from(rate.burst) + (ended - begun) / rate.every.as_millis() as u64;
-                    prop_assert!(within.len() as u64 <= most(all));
-                    for one in 0..4 {
-                        let own = within.iter().filter(|(from, _)| *from == one).count();
-                        prop_assert!(own as u64 <= most(each));
-                    }
-                }
+            // In every stretch of time between two that were allowed.
+            let within = |times: &[u64], rate: Rate| {
+                (0..times.len()).all(|first| {
+                    (first..times.len()).all(|last| {
+                        let apart = (times[last] - times[first]) / rate.every.as_millis() as u64;
+                        (last - first + 1) as u64 <= u64::from(rate.burst) + apart
+                    })
+                })
+            };
+            let times = |of: &dyn Fn(u32) -> bool| -> Vec<u64> {
+                allowed.iter().filter(|(from, _)| of(*from)).map(|(_, at)| *at).collect()
+            };
+            prop_assert!(within(&times(&|_| true), all));
+            for one in 0..4 {
+                prop_assert!(within(&times(&|from| from == one), each));
             }
         }
 

@@ -103,6 +103,7 @@ impl Site {
             cluster_uid: self.uid.clone(),
             authority,
             policy: hub::Policy::default(),
+            refusals: hub::refusals::Ledger::new(&self.tasks),
             revocations: Revocations::start(&self.tasks, self.cluster.clone(), time.clone()).await.unwrap(),
             time,
             endpoints: vec![endpoint.clone()],

@@ -5,6 +5,7 @@ mod backup;
 mod config;
 mod exit;
 mod local;
+pub mod revoke;
 mod role;
 pub mod token;
 
@@ -58,6 +59,7 @@ fn run(arguments: impl Iterator<Item = OsString>) -> Result<(), Failure> {
         Command::Token(token) => match token.command {
             TokenCommand::Create(arguments) => role::token(arguments, mistakes),
         },
+        Command::Revoke(arguments) => role::revoke(arguments, mistakes),
         Command::Get(arguments) => local::get(arguments, mistakes),
         Command::Status(arguments) => local::status(arguments, mistakes),
     }

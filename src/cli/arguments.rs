@@ -28,6 +28,7 @@ pub(super) enum Command {
     Cloud(Cloud),
     Edge(Edge),
     Token(Token),
+    Revoke(Revoke),
     Get(Get),
     Status(Status),
 }
@@ -174,6 +175,33 @@ pub(super) struct TokenCreate {
     /// how long it is good for: 30m, 24h, 7d (default 24h)
     #[argh(option, arg_name = "t")]
     pub(super) ttl: Option<String>,
+    /// the kubeconfig of the cluster (default: KUBECONFIG, then the one in the
+    /// data directory)
+    #[argh(option, arg_name = "file")]
+    pub(super) kubeconfig: Option<String>,
+    /// the cloud's data directory (default /var/lib/holm/cloud)
+    #[argh(option, arg_name = "dir")]
+    pub(super) data_dir: Option<String>,
+}
+
+/// Lock a board out: its connection ends at once, and only a code made for its
+/// name lets a board in again.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "revoke")]
+pub(super) struct Revoke {
+    /// the node
+    #[argh(positional)]
+    pub(super) node: Option<String>,
+    /// instead of a node: one key, by the fingerprint that the Node's
+    /// annotation holm.dev/key shows
+    #[argh(option, arg_name = "hex")]
+    pub(super) key: Option<String>,
+    /// instead of a node: one certificate, by its serial number
+    #[argh(option, arg_name = "hex")]
+    pub(super) serial: Option<String>,
+    /// why, for those who look at the Node
+    #[argh(option, arg_name = "text")]
+    pub(super) reason: Option<String>,
     /// the kubeconfig of the cluster (default: KUBECONFIG, then the one in the
     /// data directory)
     #[argh(option, arg_name = "file")]

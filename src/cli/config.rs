@@ -29,7 +29,7 @@ impl Shape {
 }
 
 /// Of two that fit, the first counts.
-const SHAPES: [Shape; 7] = [
+const SHAPES: [Shape; 8] = [
     Shape {
         command: &["cloud", "backup"],
         flags: &["data-dir"],
@@ -73,6 +73,13 @@ const SHAPES: [Shape; 7] = [
         flags: &["node", "ttl", "kubeconfig", "data-dir"],
         switches: &[],
         beside: 0,
+        missing: None,
+    },
+    Shape {
+        command: &["revoke"],
+        flags: &["key", "serial", "reason", "kubeconfig", "data-dir"],
+        switches: &[],
+        beside: 1,
         missing: None,
     },
     Shape {

@@ -12,8 +12,9 @@ use std::time::Duration;
 use async_signal::{Signal, Signals};
 use futures_lite::{FutureExt, StreamExt};
 
-use super::arguments::{Cloud, Edge, TokenCreate};
+use super::arguments::{Cloud, Edge, Revoke, TokenCreate};
 use super::exit::{Failure, Mistakes};
+use super::revoke;
 use super::token::{self, CLOUD_DATA_DIR};
 use crate::cloud::hub::Policy;
 use crate::cri::Runtime;
@@ -250,6 +251,22 @@ pub(super) fn token(arguments: TokenCreate, mut mistakes: Mistakes) -> Result<()
     mistakes.end()?;
     let code = smol::block_on(token::create(&options)).map_err(|error| Failure::unavailable(&error))?;
     super::out(&format!("{code}\n"))
+}
+
+pub(super) fn revoke(arguments: Revoke, mut mistakes: Mistakes) -> Result<(), Failure> {
+    let Revoke { node, key, serial, reason, kubeconfig, data_dir } = arguments;
+    let subject = revoke::subject(node.as_deref(), key.as_deref(), serial.as_deref());
+    let subject = subject.map_err(|line| mistakes.add(line)).ok();
+    mistakes.end()?;
+    let Some(subject) = subject else { return Ok(()) };
+    let options = revoke::Options {
+        subject,
+        reason: reason.unwrap_or_default(),
+        kubeconfig: kubeconfig.map(PathBuf::from),
+        data_dir: data_dir.map(PathBuf::from),
+    };
+    let said = smol::block_on(revoke::revoke(&options)).map_err(|error| Failure::unavailable(&error))?;
+    super::out(&said)
 }
 
 /// Runs a role on this thread until it fails or is told to stop; told at any

@@ -175,7 +175,7 @@ pub fn new_code(
 }
 
 /// The kubeconfigs to merge. What was typed comes before the environment, and that before the usual place.
-fn kubeconfig_files(options: &Options, environment: Option<&OsStr>) -> Vec<PathBuf> {
+pub(super) fn kubeconfig_files(options: &Options, environment: Option<&OsStr>) -> Vec<PathBuf> {
     if let Some(file) = &options.kubeconfig {
         return vec![file.clone()];
     }
@@ -208,13 +208,13 @@ fn unusable(files: &[PathBuf], error: &KubeconfigError) -> TokenError {
 }
 
 /// The Kubernetes API; its methods need tokio's context.
-struct Api {
-    client: kube::Client,
-    url: String,
+pub(super) struct Api {
+    pub(super) client: kube::Client,
+    pub(super) url: String,
 }
 
 impl Api {
-    async fn connect(files: &[PathBuf]) -> Result<Api, TokenError> {
+    pub(super) async fn connect(files: &[PathBuf]) -> Result<Api, TokenError> {
         let kubeconfig = read_kubeconfigs(files)?;
         let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
             .await
@@ -229,7 +229,7 @@ impl Api {
         }
     }
 
-    async fn read_config_map(&self) -> Result<Value, TokenError> {
+    pub(super) async fn read_config_map(&self) -> Result<Value, TokenError> {
         let path = format!("/api/v1/namespaces/{NAMESPACE}/configmaps/{CONFIG_MAP}");
         let answer = self.client.request(request("GET", &path, Vec::new())?).await;
         answer.map_err(|error| match error {
@@ -245,7 +245,7 @@ impl Api {
     }
 }
 
-fn request(method: &str, path: &str, body: Vec<u8>) -> Result<http::Request<Vec<u8>>, TokenError> {
+pub(super) fn request(method: &str, path: &str, body: Vec<u8>) -> Result<http::Request<Vec<u8>>, TokenError> {
     http::Request::builder()
         .method(method)
         .uri(path)
@@ -254,7 +254,7 @@ fn request(method: &str, path: &str, body: Vec<u8>) -> Result<http::Request<Vec<
         .map_err(|error| TokenError::Failed { action: "take a request", why: error.to_string() })
 }
 
-fn explain(error: kube::Error, action: &'static str, url: &str) -> TokenError {
+pub(super) fn explain(error: kube::Error, action: &'static str, url: &str) -> TokenError {
     match error {
         kube::Error::Api(status) if matches!(status.code, 401 | 403) => {
             TokenError::Refused { action, why: first_line(&status.message) }

@@ -1,0 +1,483 @@
+//! The life of a node's certificate, over real TLS on loopback: a whole cloud and whole edges as processes,
+//! and beside them boards that say what no edge would.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use data_encoding::BASE64;
+use holm::edge::hub::connect;
+use holm::link::frame::{
+    DIGEST_ALGORITHM, Gone, Hello, Inventory, Join, Renew, VERSION_MAX, VERSION_MIN, Welcome, WireKey,
+};
+use holm::link::{Body, Connection, Heard};
+use holm::task::Tasks;
+use holm::trust::authority::{Authority, NodeRequest};
+use holm::trust::certificate::Facts;
+use holm::trust::clock::{Floor, IssueTime};
+use holm::trust::code::JoinCode;
+use holm::trust::identity::{Identity, Membership, Slot};
+use holm::trust::{CertificateDer, UnixTime, tls};
+use serde_json::Value;
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// So short that it is over as soon as it is looked at twice.
+const MOMENT: Duration = Duration::from_secs(1);
+
+/// A folder that is removed at the end of the test.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Scratch {
+        let name = holm::trust::random::<8>().unwrap().map(|byte| format!("{byte:02x}")).concat();
+        let folder = std::env::temp_dir().join(format!("holm-life-{name}"));
+        std::fs::create_dir_all(&folder).unwrap();
+        Scratch(folder)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A role as a process of its own, killed at the end.
+struct Role(Child);
+
+impl Role {
+    /// All that it says goes to `log`.
+    fn start(log: &Path, command: &mut Command) -> Role {
+        let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        Role(command.env("HOLM_LOG", "debug").spawn().unwrap())
+    }
+}
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn holm() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_holm"));
+    command.env_remove("HOLM_JOIN").env_remove("KUBECONFIG");
+    command
+}
+
+/// A cloud with its data directory, which outlives it.
+struct Cloud {
+    folder: PathBuf,
+    hub: SocketAddr,
+    api: SocketAddr,
+    role: Option<Role>,
+}
+
+fn free_address() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+impl Cloud {
+    fn start(folder: PathBuf, flags: &[&str]) -> Cloud {
+        std::fs::create_dir_all(&folder).unwrap();
+        let mut cloud = Cloud { folder, hub: free_address(), api: free_address(), role: None };
+        cloud.restart(flags);
+        cloud
+    }
+
+    fn restart(&mut self, flags: &[&str]) {
+        self.role = None;
+        let mut command = holm();
+        command.arg("cloud").arg("--data-dir").arg(&self.folder).args(flags);
+        command.arg(format!("--listen={}", self.hub)).arg(format!("--api-listen={}", self.api));
+        self.role = Some(Role::start(&self.folder.with_extension("log"), &mut command));
+        until("the cloud's API", || self.get("/api/v1/namespaces/holm-system/configmaps/holm-cloud"));
+    }
+
+    /// An object, if it is there.
+    fn get(&self, path: &str) -> Option<Value> {
+        let mut socket = UnixStream::connect(self.folder.join("holm.sock")).ok()?;
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        write!(socket, "GET {path} HTTP/1.1\r\nHost: holm\r\nConnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        head.starts_with("HTTP/1.1 200").then(|| serde_json::from_str(body).unwrap())
+    }
+
+    fn node(&self) -> Option<Value> {
+        self.get("/api/v1/nodes/pi")
+    }
+
+    /// The cluster's authority: what issues certificates of any age.
+    fn authority(&self) -> Authority {
+        let secret = self.get("/api/v1/namespaces/holm-system/secrets/holm-ca").unwrap();
+        let part = |name: &str| {
+            let text = BASE64.decode(secret["data"][name].as_str().unwrap().as_bytes()).unwrap();
+            String::from_utf8(text).unwrap()
+        };
+        Authority::from_pem(&part("tls.crt"), &part("tls.key")).unwrap()
+    }
+
+    fn code(&self, node: Option<&str>) -> JoinCode {
+        let mut command = holm();
+        command.args(["token", "create", "--data-dir"]).arg(&self.folder);
+        command.args(node.into_iter().flat_map(|node| ["--node", node]));
+        said(&mut command).trim().parse().unwrap()
+    }
+
+    fn revoke(&self, what: &[&str]) -> String {
+        let reason = "--reason=stolen from the barn";
+        said(holm().arg("revoke").args(what).arg(reason).arg("--data-dir").arg(&self.folder))
+    }
+}
+
+fn said(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[track_caller]
+fn until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let started = std::time::Instant::now();
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        assert!(started.elapsed() < Duration::from_secs(60), "waited 60 s for {what}");
+        smol::block_on(async { smol::Timer::after(Duration::from_millis(20)).await });
+    }
+}
+
+/// A board that says what the test wants.
+struct Board {
+    tasks: Tasks,
+    folder: PathBuf,
+    identity: Identity,
+}
+
+impl Board {
+    fn new(folder: &Path, code: &JoinCode) -> Board {
+        let membership = Membership {
+            cluster: code.cluster.clone(),
+            node: "pi".parse().unwrap(),
+            endpoints: code.endpoints.clone(),
+            pins: code.pins.clone(),
+        };
+        let identity = Identity::join(folder, membership, true).unwrap();
+        Board { tasks: Tasks::default(), folder: folder.into(), identity }
+    }
+
+    /// The board after a power cut.
+    fn rebooted(&self) -> Board {
+        let identity = Identity::load(&self.folder).unwrap().unwrap();
+        Board { tasks: Tasks::default(), folder: self.folder.clone(), identity }
+    }
+
+    /// Joins with a new key; an error is the cloud's reason.
+    fn join(folder: &Path, code: &JoinCode) -> Result<Board, String> {
+        let mut board = Board::new(folder, code);
+        let request = board.identity.request().unwrap();
+        let join = Join {
+            secret_id: code.id.to_string(),
+            secret: *code.secret.as_bytes(),
+            node: "pi".into(),
+            request,
+        };
+        match board.talk(None, Body::Join(join), async |_, answer| answer)? {
+            Body::Joined(joined) => board.identity.install(CertificateDer::from(joined.certificate)).unwrap(),
+            Body::Refused(refused) => return Err(refused.reason),
+            other => panic!("{other:?}"),
+        }
+        board.identity.promote().unwrap();
+        Ok(board)
+    }
+
+    /// A member with a certificate that lives for so long from now.
+    fn member(folder: &Path, cloud: &Cloud, life: Duration) -> Board {
+        let mut board = Board::new(folder, &cloud.code(None));
+        let request = NodeRequest::read(&board.identity.request().unwrap()).unwrap();
+        let when = IssueTime::check(UnixTime::now(), Floor::INITIAL).unwrap();
+        let node = "pi".parse().unwrap();
+        board.identity.install(cloud.authority().issue_node(&node, &request, when, life).unwrap()).unwrap();
+        board.identity.promote().unwrap();
+        board
+    }
+
+    fn slot(&self) -> &Slot {
+        self.identity.candidates().next().unwrap()
+    }
+
+    /// One connection: what is said first, and what is done with the answer.
+    fn talk<T>(
+        &self,
+        slot: Option<&Slot>,
+        first: Body,
+        then: impl AsyncFnOnce(Connection, Body) -> T,
+    ) -> Result<T, String> {
+        let Membership { cluster, pins, endpoints, .. } = self.identity.membership().clone();
+        let config = tls::edge_client(&cluster, &pins, Floor::INITIAL, slot).unwrap();
+        smol::block_on(self.tasks.executor().run(async {
+            let connected = connect::connect(&self.tasks, &endpoints[0], &cluster, config).await;
+            let mut connection = connected.map_err(|error| error.to_string())?;
+            connection.send_plain(first);
+            let answer = connection.first(Duration::from_secs(20)).await?;
+            Ok(then(connection, answer).await)
+        }))
+    }
+
+    fn session<T>(&self, then: impl AsyncFnOnce(Connection, Welcome) -> T) -> Result<T, String> {
+        let hello = Hello {
+            version_min: VERSION_MIN,
+            version_max: VERSION_MAX,
+            epoch: 1,
+            digest_algorithm: DIGEST_ALGORITHM,
+            ..Hello::default()
+        };
+        self.talk(Some(self.slot()), Body::Hello(hello), async |mut connection, answer| match answer {
+            Body::Welcome(welcome) => {
+                if welcome.inventory {
+                    connection.send_plain(Body::Inventory(Inventory { holdings: vec![], last: true }));
+                }
+                Ok(then(connection, welcome).await)
+            }
+            Body::Refused(refused) => Err(refused.reason),
+            other => panic!("{other:?}"),
+        })?
+    }
+
+    /// Why the cloud does not let it in.
+    fn refused(&self) -> String {
+        self.session(async |_, welcome| panic!("let in: {welcome:?}")).unwrap_err()
+    }
+
+    /// Asks for the next certificate over a session; gives it, and whether that session could only renew.
+    fn ask(&mut self) -> Result<(CertificateDer<'static>, bool), String> {
+        let before = self.rebooted();
+        let request = self.identity.request().unwrap();
+        let (renewed, only) = before.session(async |mut connection, welcome| {
+            connection.agree(true, welcome.window, Duration::from_secs(15));
+            connection.send(Body::Renew(Renew { request }));
+            loop {
+                match connection.first(Duration::from_secs(20)).await? {
+                    Body::Renewed(renewed) => return Ok::<_, String>((renewed, welcome.renew_only)),
+                    Body::Synced => {}
+                    other => return Err(format!("{other:?}")),
+                }
+            }
+        })??;
+        match renewed.reason {
+            Some(reason) => Err(reason),
+            None => Ok((CertificateDer::from(renewed.certificate), only)),
+        }
+    }
+
+    /// Asks for the next certificate and keeps it.
+    fn renew(&mut self) -> Result<bool, String> {
+        let (certificate, only) = self.ask()?;
+        self.identity.install(certificate).unwrap();
+        Ok(only)
+    }
+}
+
+/// A certificate that has just been issued for a moment is over.
+fn wait_for_its_end(slot: &Slot) {
+    let end = slot.facts().unwrap().not_after;
+    until("the certificate's end", || (UnixTime::now() > end).then_some(()));
+}
+
+/// A whole edge, without a container runtime: the link is what matters.
+fn start_edge(folder: &Path) -> Role {
+    let mut command = holm();
+    command.arg("edge").arg("--data-dir").arg(folder).arg(format!("--api-listen={}", free_address()));
+    command.arg(format!("--runtime-endpoint=unix://{}/no-runtime.sock", folder.display()));
+    Role::start(&folder.with_extension("log"), &mut command)
+}
+
+fn start_edge_until_registered(cloud: &Cloud, folder: &Path) -> Role {
+    let edge = start_edge(folder);
+    until("the node to have registered", || cloud.node().filter(|node| key_of(node).is_some()));
+    edge
+}
+
+fn key_of(node: &Value) -> Option<String> {
+    node["metadata"]["annotations"]["holm.dev/key"].as_str().map(str::to_owned)
+}
+
+fn current_key(folder: &Path) -> Option<String> {
+    Some(Identity::load(folder).ok()??.current()?.key_fingerprint().to_string())
+}
+
+#[test]
+fn a_node_renews_over_its_session_and_goes_on_with_the_new_key() {
+    let scratch = Scratch::new();
+    let cloud = Cloud::start(scratch.path("c"), &[]);
+    let folder = scratch.path("e");
+    // It began an hour ago, so that two thirds of its life have passed.
+    let board = Board::member(&folder, &cloud, Duration::from_secs(1800));
+    let first = board.slot().key_fingerprint().to_string();
+    let edge = start_edge(&folder);
+    let second = until("the next key to be promoted", || current_key(&folder).filter(|key| *key != first));
+    let node = until("the node to have registered with it", || {
+        cloud.node().filter(|node| key_of(node).as_deref() == Some(second.as_str()))
+    });
+    assert_eq!(node["metadata"]["annotations"].get("holm.dev/key-next"), None);
+    // The one before is locked out, the agent goes on after a restart.
+    assert!(board.refused().contains("another board"), "{}", board.refused());
+    drop(edge);
+    assert!(Identity::load(&folder).unwrap().unwrap().next().is_none_or(|slot| slot.certificate().is_none()));
+}
+
+#[test]
+fn an_expired_node_may_renew_within_the_window_and_nothing_else() {
+    let scratch = Scratch::new();
+    let cloud = Cloud::start(scratch.path("c"), &["--renew-window", "1d"]);
+    let folder = scratch.path("e");
+    let board = Board::member(&folder, &cloud, MOMENT);
+    wait_for_its_end(board.slot());
+    // What it says beside renewing ends the session, and does nothing.
+    let end = board.session(async |mut connection, welcome| {
+        assert!(welcome.renew_only && !welcome.inventory && !welcome.complete);
+        connection.agree(true, welcome.window, Duration::from_secs(15));
+        let key = WireKey { resource: "nodes".into(), name: "pi".into(), ..WireKey::default() };
+        connection.send(Body::Gone(Gone { key, uid: String::new() }));
+        connection.first(Duration::from_secs(20)).await
+    });
+    assert!(end.unwrap().is_err());
+    assert_eq!(cloud.node(), None, "an expired node registers nothing");
+    // The whole edge does what is right: it renews, and is there.
+    let first = current_key(&folder).unwrap();
+    let edge = start_edge(&folder);
+    let second = until("the next key to be promoted", || current_key(&folder).filter(|key| *key != first));
+    until("the node to be there", || cloud.node().filter(|node| key_of(node) == Some(second.clone())));
+    drop(edge);
+}
+
+#[test]
+fn beyond_the_window_the_remedy_is_named() {
+    let scratch = Scratch::new();
+    let cloud = Cloud::start(scratch.path("c"), &["--renew-window", "0"]);
+    let mut board = Board::member(&scratch.path("e"), &cloud, MOMENT);
+    wait_for_its_end(board.slot());
+    let reason = board.refused();
+    assert!(reason.contains("expired on 2") && reason.contains("holm token create --node pi"), "{reason}");
+    assert!(!reason.contains('\n'));
+    assert!(board.renew().is_err());
+    // The remedy works, under the same name, and with a new key.
+    Board::join(&scratch.path("new"), &cloud.code(Some("pi"))).unwrap();
+}
+
+#[test]
+fn a_lost_answer_is_given_again_and_the_old_key_works_until_the_new_one_has_registered() {
+    let scratch = Scratch::new();
+    let cloud = Cloud::start(scratch.path("c"), &[]);
+    let folder = scratch.path("e");
+    let mut board = Board::join(&folder, &cloud.code(None)).unwrap();
+    // The Node exists, as it does once a node has been there.
+    drop(start_edge_until_registered(&cloud, &folder));
+    // The answer is lost, and the power with it: the same key asks again, and is written down once.
+    let (lost, _) = board.ask().unwrap();
+    let mut board = board.rebooted();
+    let (given, only) = board.ask().unwrap();
+    let key = |certificate: &CertificateDer<'_>| Facts::read(certificate).unwrap().key;
+    assert_eq!((key(&lost), only), (key(&given), false));
+    let annotation = |name: &str| cloud.node().unwrap()["metadata"]["annotations"][name].clone();
+    assert_eq!(annotation("holm.dev/key-next"), key(&given).to_string());
+    // Both connect now, and after the new one has registered, it alone.
+    let old = board.rebooted();
+    old.session(async |_, _| ()).unwrap();
+    board.identity.install(given.clone()).unwrap();
+    let edge = start_edge(&folder);
+    until("the new key to register", || {
+        (annotation("holm.dev/key") == key(&given).to_string()).then_some(())
+    });
+    drop(edge);
+    assert!(old.refused().contains("another board"));
+    assert_eq!(current_key(&folder), Some(key(&given).to_string()));
+}
+
+#[test]
+fn a_revoked_node_is_cut_off_at_once_and_comes_back_only_with_a_code_of_its_own() {
+    let scratch = Scratch::new();
+    let cloud = Cloud::start(scratch.path("c"), &[]);
+    let folder = scratch.path("e");
+    let mut board = Board::join(&folder, &cloud.code(None)).unwrap();
+    drop(start_edge_until_registered(&cloud, &folder));
+    // A live session ends without a word from the node.
+    let ended = board.session(async |mut connection, _| {
+        let said = cloud.revoke(&["pi"]);
+        assert!(
+            said.contains("node pi is revoked") && said.contains("holm token create --node pi"),
+            "{said}"
+        );
+        loop {
+            for heard in connection.next().await {
+                if let Heard::Closed(reason) = heard {
+                    return reason;
+                }
+            }
+        }
+    });
+    ended.unwrap();
+    let reason = board.refused();
+    assert!(reason.contains("node pi was revoked (stolen from the barn)"), "{reason}");
+    assert!(board.renew().unwrap_err().contains("revoked"));
+    let condition = until("the Node to show it", || {
+        let node = cloud.node()?;
+        let conditions = node["status"]["conditions"].as_array()?.clone();
+        conditions.into_iter().find(|condition| condition["type"] == "Revoked")
+    });
+    assert_eq!(condition["status"], "True");
+    let events = cloud.get("/api/v1/namespaces/default/events").unwrap();
+    assert!(events["items"].as_array().unwrap().iter().any(|event| event["reason"] == "NodeRevoked"));
+
+    // A restart of the cloud forgets nothing.
+    let mut cloud = cloud;
+    cloud.restart(&[]);
+    assert!(board.refused().contains("was revoked"));
+    // A code for anybody does not let it in, one for the node does.
+    let any = Board::join(&scratch.path("any"), &cloud.code(None));
+    assert!(any.is_err_and(|reason| reason.contains("revoked")));
+    let mut back = Board::join(&scratch.path("back"), &cloud.code(Some("pi"))).unwrap();
+    assert!(back.session(async |_, welcome| !welcome.renew_only).unwrap());
+    assert!(board.refused().contains("was revoked"));
+    // And it renews, twice, as any other.
+    for _ in 0..2 {
+        assert_eq!(back.renew(), Ok(false));
+        back.identity.promote().unwrap();
+        back.session(async |_, _| ()).unwrap();
+    }
+    // Revoked again, it is out again.
+    cloud.revoke(&["pi"]);
+    until("the second revocation", || back.refused().contains("was revoked").then_some(()));
+}
+
+#[test]
+fn a_key_and_a_certificate_can_be_revoked_alone() {
+    let scratch = Scratch::new();
+    let cloud = Cloud::start(scratch.path("c"), &[]);
+    for (name, by_key) in [("a", true), ("b", false)] {
+        let mut board = Board::join(&scratch.path(name), &cloud.code(Some("pi"))).unwrap();
+        board.session(async |_, _| ()).unwrap();
+        let facts: Facts = board.slot().facts().unwrap().clone();
+        match by_key {
+            true => cloud.revoke(&["--key", &facts.key.to_string()]),
+            false => cloud.revoke(&["--serial", &facts.serial]),
+        };
+        let reason = until("the revocation", || board.session(async |_, _| ()).err());
+        assert!(reason.contains("was revoked"), "{reason}");
+        assert!(board.renew().is_err());
+    }
+    // The name is as good as ever.
+    let board = Board::join(&scratch.path("c2"), &cloud.code(Some("pi"))).unwrap();
+    board.session(async |_, _| ()).unwrap();
+}

@@ -259,6 +259,9 @@ impl ApiServer {
         let value = match parts.as_slice() {
             ["livez", ..] => return Ok(plain(200, "ok".into())),
             ["healthz" | "readyz", ..] => {
+                if let Err(trouble) = self.inner.store.health() {
+                    return Err(trouble.error.into());
+                }
                 // A store that cannot be read makes the rest useless.
                 self.inner.store.list(&Scope::all("", "namespaces"), None, Some(1))?;
                 return Ok(plain(200, "ok".into()));

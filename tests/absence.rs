@@ -140,3 +140,73 @@ fn an_emptied_or_another_cloud_is_refused_and_the_board_moves_only_when_told() {
         assert_eq!(ends, 0, "{}", log(world, "edge.log"));
     });
 }
+
+/// What becomes of a file on a bad card.
+fn damages(whole: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+    let mut flipped = whole.to_vec();
+    flipped.iter_mut().step_by(509).for_each(|byte| *byte ^= 0x10);
+    let garbage = (0..whole.len()).map(|n| u8::try_from(n * 31 % 251).unwrap()).collect();
+    vec![
+        ("cut short", whole[..whole.len() / 2].to_vec()),
+        ("empty", Vec::new()),
+        ("zeroes", vec![0; whole.len()]),
+        ("garbage", garbage),
+        ("flipped", flipped),
+    ]
+}
+
+#[test]
+fn a_damaged_store_of_a_board_is_made_anew_and_no_container_stops() {
+    in_a_world("a_damaged_store_of_a_board_is_made_anew", |world| {
+        world.start();
+        world.apply(&[pod("one"), pod("two")]);
+        world.until_phase("one", "Running");
+        world.until_phase("two", "Running");
+        let (before, shims) = (running(world), world.containerd.shims());
+        let identity = |world: &World| std::fs::read(world.edge_dir().join("identity/current.pem")).unwrap();
+        let own = identity(world);
+        let store = world.edge_dir().join("holm.redb");
+        world.stop_edge();
+        let whole = std::fs::read(&store).unwrap();
+        let cases = damages(&whole);
+        for (number, (name, bytes)) in cases.iter().enumerate() {
+            world.stop_edge();
+            // The last time nobody can tell it anything at first.
+            let alone = number + 1 == cases.len();
+            if alone {
+                world.kill_cloud();
+            }
+            std::fs::write(&store, bytes).unwrap();
+            world.start_edge(None);
+            until_said(world, "the board's store was damaged", number + 1);
+            if alone {
+                world.until("the board to answer", |world| world.board(&["pods"]).is_some());
+                assert_eq!(world.containerd.shims(), shims, "{name}, without the cloud");
+                world.start_cloud();
+            }
+            world.until(&format!("everything to be known again: {name}"), |world| running(world) == before);
+            assert_eq!(world.containerd.shims(), shims, "{name}");
+        }
+        assert_eq!(identity(world), own);
+        let kept: Vec<String> = std::fs::read_dir(world.edge_dir())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.contains("damaged"))
+            .collect();
+        assert_eq!(kept.len(), 2, "{kept:?}");
+        world.until("an Event on the Node", |world| {
+            world.json(&["get", "events"]).is_some_and(|events| {
+                events["items"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .any(|event| event["reason"] == "StoreRebuilt" && event["involvedObject"]["name"] == NODE)
+            })
+        });
+        world.until_ready();
+        // And it follows orders as before.
+        world.kubectl_ok(&["delete", "pod", "one", "--timeout=30s"]);
+        world.until("one container to be gone", |world| running(world).keys().eq(["two"]));
+        assert_eq!(running(world)["two"], before["two"]);
+    });
+}

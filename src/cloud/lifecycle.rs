@@ -13,7 +13,7 @@ use crate::link::outgoing::LatestReceiver;
 use crate::object::{Key, meta_str, now_rfc3339};
 use crate::store::Scope;
 use crate::task::Tasks;
-use crate::trust::names::NodeName;
+use crate::trust::names::{Fingerprint, NodeName};
 
 /// How often the task looks.
 const TICK: Duration = Duration::from_secs(5);
@@ -22,6 +22,8 @@ const RENEW: Duration = Duration::from_secs(10);
 /// Silence after which a node counts as lost (Kubernetes'
 /// `node-monitor-grace-period`); well above the link's keep-alive.
 const GRACE: Duration = Duration::from_secs(50);
+/// The annotation with the fingerprint of the key that is the node.
+pub const KEY: &str = "holm.dev/key";
 /// `leaseDurationSeconds` of the Leases.
 const LEASE_SECS: u32 = 40;
 
@@ -64,7 +66,7 @@ async fn run(
     let mut nodes: BTreeMap<String, Known> = BTreeMap::new();
     if let Seen::Listed(listed) = cluster.follow(Scope::all("", "nodes")).next().await? {
         // Whoever does not come back after a restart of the cloud is lost too.
-        for node in listed {
+        for node in listed.iter().filter(|node| is_kept(&node.value)) {
             nodes.insert(node.key.name.clone(), Known { seen: tasks.now(), renewed: None, lost: false });
         }
     }
@@ -97,6 +99,10 @@ async fn run(
 }
 
 async fn renew(cluster: &Cluster, node: &str) -> Result<(), ClusterError> {
+    let object = cluster.get(&Key::core("nodes", "", node)?).await?;
+    if object.is_some_and(|object| !is_kept(&object.value)) {
+        return Ok(());
+    }
     let key = Key::new("coordination.k8s.io", "leases", "kube-node-lease", node)?;
     let time = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
     let lease = json!({
@@ -108,7 +114,9 @@ async fn renew(cluster: &Cluster, node: &str) -> Result<(), ClusterError> {
 
 async fn lose(cluster: &Cluster, node: &str, silent: Duration) -> Result<(), ClusterError> {
     let key = Key::core("nodes", "", node)?;
-    let object = cluster.get(&key).await?.ok_or_else(|| ClusterError::Missing(key.clone()))?;
+    // One that is another keeper's by now is none of ours any more.
+    let object = cluster.get(&key).await?.filter(|object| is_kept(&object.value));
+    let object = object.ok_or_else(|| ClusterError::Missing(key.clone()))?;
     let since = jiff::Timestamp::now()
         - jiff::SignedDuration::from_secs(i64::try_from(silent.as_secs()).unwrap_or(0));
     if let Some(status) = lost_status(&object.value, &crate::object::time_rfc3339(since), &now_rfc3339()) {
@@ -156,9 +164,80 @@ pub fn is_ours(node: &Value) -> bool {
             == Some(value)
 }
 
+/// True if the node carries our mark, and the key that this cloud gave it a
+/// certificate for: the nodes that the cloud sees to. All others it leaves
+/// alone, be they a kubelet's or KubeEdge's.
+pub fn is_kept(node: &Value) -> bool {
+    let annotations = node.get("metadata").and_then(|meta| meta.get("annotations"));
+    let key = annotations.and_then(|all| all.get(KEY)).and_then(Value::as_str);
+    is_ours(node) && key.is_some_and(|key| key.parse::<Fingerprint>().is_ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::object::Origin;
+    use crate::store::{Action, Durability, Expect, Options, Store, Write};
+
+    /// A cloud's store with a Node, and the Node's Lease.
+    async fn with_node(store: &Store, node: &Value) {
+        let name = meta_str(node, "name").unwrap();
+        let lease =
+            json!({"metadata": {"name": name, "uid": "l"}, "spec": {"holderIdentity": "its kubelet"}});
+        for (key, value) in [(node_key(name), node.clone()), (lease_key(name), lease)] {
+            let action = Action::Put { value, origin: Origin::Local, durability: Durability::Durable };
+            store.write(Write { key, expect: Expect::Anything, action }).await.unwrap();
+        }
+    }
+
+    fn node_key(name: &str) -> Key {
+        Key::core("nodes", "", name).unwrap()
+    }
+
+    fn lease_key(name: &str) -> Key {
+        Key::new("coordination.k8s.io", "leases", "kube-node-lease", name).unwrap()
+    }
+
+    #[test]
+    fn a_node_of_another_keeper_is_neither_lost_nor_renewed() {
+        let folder = std::env::temp_dir().join(format!("holm-lifecycle-{}", crate::object::Uid::random()));
+        let store = Store::open(&folder, Options::default()).unwrap();
+        let cluster = Cluster::embedded(store.clone());
+        let key = Fingerprint::from_bytes([7; 32]).to_string();
+        let node = |name: &str, labels: Value, annotations: Value| {
+            json!({
+                "metadata": {"name": name, "uid": name, "labels": labels, "annotations": annotations},
+                "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+            })
+        };
+        let ours = json!({"holm.dev/managed-by": "holm", "node-role.kubernetes.io/edge": ""});
+        let kubeedge = json!({"node-role.kubernetes.io/edge": "", "node-role.kubernetes.io/agent": ""});
+        smol::block_on(async {
+            for foreign in [
+                node("kubeedge", kubeedge.clone(), json!({})),
+                node("kubelet", json!({}), json!({})),
+                // The key alone, and the mark alone, are not enough.
+                node("keyed", kubeedge, json!({"holm.dev/key": key})),
+                node("marked", ours.clone(), json!({})),
+                node("odd", ours.clone(), json!({"holm.dev/key": "no key"})),
+            ] {
+                with_node(&store, &foreign).await;
+                let name = meta_str(&foreign, "name").unwrap();
+                let before = store.revision();
+                let lost = lose(&cluster, name, GRACE * 2).await;
+                assert!(matches!(lost, Err(ClusterError::Missing(_))), "{name}: {lost:?}");
+                renew(&cluster, name).await.unwrap();
+                assert_eq!(store.revision(), before, "{name}");
+            }
+            with_node(&store, &node("ours", ours, json!({"holm.dev/key": key}))).await;
+            lose(&cluster, "ours", GRACE * 2).await.unwrap();
+            assert!(!is_ready(&store.get(&node_key("ours")).unwrap().unwrap().value));
+            renew(&cluster, "ours").await.unwrap();
+            let lease = store.get(&lease_key("ours")).unwrap().unwrap();
+            assert_eq!(lease.value["spec"]["holderIdentity"], "ours");
+        });
+        std::fs::remove_dir_all(folder).unwrap();
+    }
 
     #[test]
     fn a_lost_node_says_since_when_and_only_once() {

@@ -8,7 +8,7 @@ use async_channel::Sender;
 use serde_json::{Value, json};
 
 use super::cluster::{Cluster, ClusterError, Seen};
-use super::lifecycle::{is_ours, is_ready};
+use super::lifecycle::{is_kept, is_ready};
 use crate::object::{Key, Kind, Object, labels, meta_str, now_rfc3339, pod};
 use crate::store::Scope;
 use crate::task::Tasks;
@@ -152,7 +152,7 @@ fn choose<'a>(
 ) -> Result<String, String> {
     let mut reasons: BTreeMap<&'static str, usize> = BTreeMap::new();
     let (mut total, mut best): (usize, Option<(usize, &str)>) = (0, None);
-    for node in nodes.filter(|node| is_ours(node)) {
+    for node in nodes.filter(|node| is_kept(node)) {
         total += 1;
         match misfit(pod, node) {
             Some(reason) => *reasons.entry(reason).or_default() += 1,
@@ -281,10 +281,12 @@ async fn record(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trust::names::Fingerprint;
 
     fn node(name: &str, ready: &str, spec: Value) -> Value {
         json!({
-            "metadata": {"name": name, "labels": {"holm.dev/managed-by": "holm", "zone": name}},
+            "metadata": {"name": name, "labels": {"holm.dev/managed-by": "holm", "zone": name},
+                "annotations": {"holm.dev/key": Fingerprint::from_bytes([7; 32]).to_string()}},
             "spec": spec,
             "status": {"conditions": [{"type": "Ready", "status": ready}]},
         })
@@ -337,5 +339,9 @@ mod tests {
         let mut other = node("a", "True", json!({}));
         other["metadata"]["labels"] = json!({"node-role.kubernetes.io/edge": ""});
         check(json!({}), &[other], &[], Err("no nodes available to schedule pods"));
+        // Nor one that carries the mark and has no key.
+        let mut marked = node("a", "True", json!({}));
+        marked["metadata"]["annotations"] = json!({});
+        check(json!({}), &[marked], &[], Err("no nodes available to schedule pods"));
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::cloud::cluster::{Cluster, ClusterError};
-use crate::cloud::lifecycle::is_ours;
+use crate::cloud::lifecycle::{KEY, is_ours};
 use crate::object::{Key, labels};
 use crate::trust::names::{Fingerprint, NodeName};
 use crate::trust::record::MANAGED_BY;
@@ -12,8 +12,6 @@ use crate::trust::record::MANAGED_BY;
 /// lets a kubelet set, as far as Holm's agent sets any).
 const OWN_LABELS: [&str; 3] = ["kubernetes.io/hostname", "kubernetes.io/os", "kubernetes.io/arch"];
 
-/// The annotation with the fingerprint of the key that is the node.
-const KEY: &str = "holm.dev/key";
 /// The annotation with the fingerprint of the key that was issued for it next:
 /// it is the node too, and the only one once it has registered.
 const NEXT: &str = "holm.dev/key-next";
@@ -81,7 +79,8 @@ fn proven(node: Value, key: &Fingerprint) -> Value {
 }
 
 /// Makes the Node object, or brings the labels that the node answers for up
-/// to date. Its status comes by itself.
+/// to date. Its status comes by itself. What is another keeper's or board's
+/// is left alone.
 pub(super) async fn register(
     cluster: &Cluster,
     node: &NodeName,
@@ -96,8 +95,8 @@ pub(super) async fn register(
                 let fresh = json!({"apiVersion": "v1", "kind": "Node", "spec": {}});
                 cluster.create(&key, with_key(with_labels(fresh, &wished), identity)).await
             }
-            // A board that lost its place meanwhile does not take it back.
-            Some(known) if keeper(&known.value, identity) == Keeper::AnotherKey => return Ok(()),
+            // Another board's by now, or another keeper's: it stays as it is.
+            Some(known) if keeper(&known.value, identity) != Keeper::ThisKey => return Ok(()),
             Some(known) => {
                 cluster.update(known, proven(with_labels(known.value.clone(), &wished), identity)).await
             }
@@ -157,6 +156,29 @@ mod tests {
         assert_eq!(keepers(&proven(node.clone(), &key(2))), [false, true, false]);
         // One that was issued and never used makes room for the one after.
         assert_eq!(keepers(&with_next(node, &key(3)).unwrap()), [true, false, true]);
+    }
+
+    #[test]
+    fn a_node_of_another_keeper_or_board_is_not_taken_over() {
+        use crate::store::{Options, Store};
+        let folder = std::env::temp_dir().join(format!("holm-register-{}", crate::object::Uid::random()));
+        let store = Store::open(&folder, Options::default()).unwrap();
+        let cluster = Cluster::embedded(store.clone());
+        let (this, other) = (Fingerprint::from_bytes([1; 32]), Fingerprint::from_bytes([2; 32]));
+        smol::block_on(async {
+            let kubeedge = json!({"metadata": {"labels": {"node-role.kubernetes.io/edge": ""}}, "spec": {}});
+            cluster.create(&Key::core("nodes", "", "theirs").unwrap(), kubeedge).await.unwrap();
+            let before = store.revision();
+            register(&cluster, &"theirs".parse().unwrap(), &this, json!({})).await.unwrap();
+            assert_eq!(store.revision(), before);
+            let name = "ours".parse().unwrap();
+            register(&cluster, &name, &this, json!({})).await.unwrap();
+            let before = store.revision();
+            register(&cluster, &name, &this, json!({})).await.unwrap();
+            register(&cluster, &name, &other, json!({})).await.unwrap();
+            assert_eq!(store.revision(), before);
+        });
+        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]

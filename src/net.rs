@@ -2,6 +2,7 @@
 
 pub mod admission;
 pub mod door;
+pub mod network;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};

@@ -12,8 +12,12 @@ pub mod channels;
 pub mod compress;
 pub mod connection;
 pub mod frame;
+#[cfg(test)]
+mod frozen;
+pub mod keepalive;
 pub mod outgoing;
 pub mod session;
+pub mod shape;
 pub mod socket;
 pub mod streams;
 pub mod sync;

@@ -9,6 +9,7 @@ use smol::Timer;
 
 use super::channels::{Channels, Services};
 use super::frame::{Body, Frame};
+use super::keepalive::KeepAlive;
 use super::session::{Effect, Event, Session};
 use super::socket::{Link, Wire};
 use crate::task::{Tasks, within};
@@ -78,7 +79,7 @@ impl Connection {
     /// Sends a numbered body; its number comes back in [`Heard::Acked`]. Call
     /// only while [`Connection::has_room`].
     pub fn send(&mut self, body: Body) -> u64 {
-        let (seq, frame) = self.session.send(body);
+        let (seq, frame) = self.session.send(self.tasks.now(), body);
         self.write(frame);
         seq
     }
@@ -118,6 +119,9 @@ impl Connection {
             let effects = match wire.or(kicked).or(tick).await {
                 Next::Tick => {
                     self.channels.tick();
+                    if self.link.has_read() {
+                        self.session.step(self.tasks.now(), Event::Bytes);
+                    }
                     self.session.step(self.tasks.now(), Event::Tick)
                 }
                 Next::Wire(Wire::Frame(frame)) => self.session.step(self.tasks.now(), Event::Frame(frame)),
@@ -152,6 +156,16 @@ impl Connection {
     /// Takes over what the handshake agreed on.
     pub fn agree(&mut self, asks: bool, window: u32, keep_alive: Duration) {
         self.session = Session::new(self.tasks.now(), asks, window, keep_alive);
+    }
+
+    /// Takes over what this edge has learnt about silence.
+    pub fn adapt(&mut self, keep_alive: KeepAlive) {
+        self.session.adapt(keep_alive);
+    }
+
+    /// What this edge knows about silence by now.
+    pub fn keep_alive(&self) -> KeepAlive {
+        self.session.keep_alive().clone()
     }
 
     /// Sends what waits and closes.

@@ -35,6 +35,9 @@ pub enum FrameError {
     /// Bytes behind the frame.
     #[error("{0} bytes follow the frame")]
     Trailing(usize),
+    /// Over a limit of [`super::shape`].
+    #[error("not a frame: {0}")]
+    Shape(&'static str),
     /// Truncated, malformed, or not the schema.
     #[error("not a frame: {0}")]
     Malformed(String),
@@ -218,7 +221,8 @@ pub struct Welcome {
     /// Frames that may be under way unacknowledged, each way.
     #[n(5)]
     pub window: u32,
-    /// Seconds of silence after which the edge sends a [`Body::Ping`].
+    /// Seconds of silence after which the edge sends a [`Body::Ping`] at the
+    /// latest; after three times as many either end takes the other for dead.
     #[n(6)]
     pub keep_alive_secs: u32,
     /// Where the cloud can be reached (`host:port`), to remember.
@@ -636,15 +640,14 @@ impl Frame {
         minicbor::to_vec(self).unwrap_or_default()
     }
 
-    /// The frame in exactly these bytes.
+    /// The frame in exactly these bytes. Nothing is built before
+    /// [`super::shape::check`] has passed.
     pub fn decode(bytes: &[u8]) -> Result<Frame, FrameError> {
         if bytes.len() > MAX_FRAME {
             return Err(FrameError::TooLong(bytes.len()));
         }
-        let mut decoder = minicbor::Decoder::new(bytes);
-        let frame = decoder.decode().map_err(|error| FrameError::Malformed(error.to_string()))?;
-        match bytes.len() - decoder.position() {
-            0 => Ok(frame),
+        match bytes.len() - super::shape::check(bytes)? {
+            0 => minicbor::decode(bytes).map_err(|error| FrameError::Malformed(error.to_string())),
             rest => Err(FrameError::Trailing(rest)),
         }
     }
@@ -662,7 +665,7 @@ pub fn negotiate(hello: &Hello) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;

@@ -11,14 +11,18 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::frame::{Body, Frame};
+use super::keepalive::KeepAlive;
 
 /// Frames under way unacknowledged at most, each way.
 pub const WINDOW: u32 = 64;
-/// Silence after which an edge asks whether the cloud is there. Under the
-/// 20 s that keep a node Ready in any Kubernetes.
+/// Silence after which an edge asks whether the cloud is there, at the latest.
+/// Under the 20 s that keep a node Ready in any Kubernetes.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Silences after which the other end is taken for dead.
 const DEAD_AFTER: u32 = 3;
+/// Silence after which either end asks if something of its own is not
+/// acknowledged. One more silence, and the other end is taken for dead.
+pub const URGENT: Duration = Duration::from_secs(5);
 
 /// What happens to a session.
 #[derive(Debug)]
@@ -27,6 +31,8 @@ pub enum Event {
     Frame(Frame),
     /// What the frame with this number asked for is done (and durable).
     Done(u64),
+    /// Bytes have arrived, if no whole frame: somebody is there.
+    Bytes,
     /// Time has passed.
     Tick,
 }
@@ -53,11 +59,19 @@ pub struct Session {
     done: u64,
     done_early: BTreeSet<u64>,
     window: u64,
-    keep_alive: Duration,
+    keep_alive: KeepAlive,
     /// True on the end that asks for signs of life.
     asks: bool,
+    /// When the last frame came.
     heard_at: Duration,
-    asked: bool,
+    /// When the last bytes came.
+    alive_at: Duration,
+    /// When it asked, unless a frame has come since.
+    asked_at: Option<Duration>,
+    /// True if it asked only because of the silence.
+    was_idle: bool,
+    /// Since when what was sent waits to be acknowledged.
+    waiting_since: Option<Duration>,
 }
 
 impl Session {
@@ -70,11 +84,24 @@ impl Session {
             done: 0,
             done_early: BTreeSet::new(),
             window: window.clamp(1, 4096).into(),
-            keep_alive: keep_alive.clamp(Duration::from_secs(1), Duration::from_secs(20)),
+            keep_alive: KeepAlive::fixed(keep_alive),
             asks,
             heard_at: now,
-            asked: false,
+            alive_at: now,
+            asked_at: None,
+            was_idle: false,
+            waiting_since: None,
         }
+    }
+
+    /// Takes over what an edge has learnt about silence.
+    pub fn adapt(&mut self, keep_alive: KeepAlive) {
+        self.keep_alive = keep_alive;
+    }
+
+    /// What this edge knows about silence by now.
+    pub fn keep_alive(&self) -> &KeepAlive {
+        &self.keep_alive
     }
 
     /// True if one more numbered frame may be sent.
@@ -83,17 +110,37 @@ impl Session {
     }
 
     /// Numbers a body. Call only while [`Session::has_room`].
-    pub fn send(&mut self, body: Body) -> (u64, Frame) {
+    pub fn send(&mut self, now: Duration, body: Body) -> (u64, Frame) {
         self.sent += 1;
+        self.waiting_since.get_or_insert(now);
         (self.sent, Frame { seq: self.sent, ack: self.done, body: Some(body), has_body: true })
     }
 
     /// When [`Event::Tick`] is due if nothing else happens before.
     pub fn next_tick(&self) -> Duration {
-        let dead = self.heard_at + self.keep_alive * DEAD_AFTER;
-        match self.asks && !self.asked {
-            true => dead.min(self.heard_at + self.keep_alive),
-            false => dead,
+        self.ask_at().map_or(self.dead_at(), |ask| ask.min(self.dead_at()))
+    }
+
+    /// When to ask for a sign of life, if at all.
+    fn ask_at(&self) -> Option<Duration> {
+        let idle = self.asks.then(|| self.heard_at + self.keep_alive.interval());
+        let urgent = self.waiting_since.map(|since| self.heard_at.max(since) + URGENT);
+        let first = idle.into_iter().chain(urgent).min()?;
+        match self.asked_at {
+            None => Some(first),
+            // The other end is busy with a long frame, and must hear of this one.
+            Some(asked) if self.alive_at > asked => Some(first.max(asked + self.keep_alive.interval())),
+            Some(_) => None,
+        }
+    }
+
+    /// When to take the other end for dead.
+    fn dead_at(&self) -> Duration {
+        let interval = self.keep_alive.interval();
+        let dead = self.alive_at + interval * DEAD_AFTER;
+        match (self.asked_at, self.waiting_since) {
+            (Some(asked), Some(since)) => dead.min(asked.max(since).max(self.alive_at) + interval),
+            _ => dead,
         }
     }
 
@@ -102,19 +149,27 @@ impl Session {
         match event {
             Event::Frame(frame) => self.frame(now, frame),
             Event::Done(seq) => self.finished(seq),
+            Event::Bytes => {
+                self.alive_at = now;
+                Vec::new()
+            }
             Event::Tick => self.tick(now),
         }
     }
 
     fn frame(&mut self, now: Duration, frame: Frame) -> Vec<Effect> {
         self.heard_at = now;
-        self.asked = false;
+        self.alive_at = now;
+        if self.asked_at.take().is_some() && self.was_idle {
+            self.keep_alive.answered();
+        }
         let mut effects = Vec::new();
         if frame.ack > self.sent {
             return vec![Effect::Close("the other end acknowledged what was never sent")];
         }
         if frame.ack > self.acked {
             self.acked = frame.ack;
+            self.waiting_since = (self.acked < self.sent).then_some(now);
             effects.push(Effect::Acked(frame.ack));
         }
         if frame.seq != 0 {
@@ -157,12 +212,15 @@ impl Session {
     }
 
     fn tick(&mut self, now: Duration) -> Vec<Effect> {
-        let silence = now.saturating_sub(self.heard_at);
-        if silence >= self.keep_alive * DEAD_AFTER {
+        if now >= self.dead_at() {
+            if self.asks && self.was_idle {
+                self.keep_alive.died(now);
+            }
             return vec![Effect::Close("the other end has been silent")];
         }
-        if self.asks && !self.asked && silence >= self.keep_alive {
-            self.asked = true;
+        if self.ask_at().is_some_and(|at| now >= at) {
+            self.was_idle = self.waiting_since.is_none();
+            self.asked_at = Some(now);
             return vec![Effect::Send(Frame { ack: self.done, ..Frame::plain(Body::Ping) })];
         }
         Vec::new()
@@ -208,6 +266,82 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_acknowledged_is_asked_after_and_sooner_given_up() {
+        for asks in [true, false] {
+            let mut end = session(asks);
+            let sent = START + Duration::from_secs(2);
+            end.send(sent, Body::Synced);
+            assert_eq!(end.next_tick(), sent + URGENT);
+            assert!(
+                matches!(&end.step(sent + URGENT, Event::Tick)[..], [Effect::Send(frame)] if frame.body == Some(Body::Ping))
+            );
+            assert_eq!(end.next_tick(), sent + URGENT + KEEP_ALIVE);
+            assert!(end.next_tick() < START + KEEP_ALIVE * 3);
+            assert!(matches!(end.step(sent + URGENT + KEEP_ALIVE, Event::Tick)[..], [Effect::Close(_)]));
+        }
+    }
+
+    #[test]
+    fn an_acknowledgement_ends_the_urgency() {
+        let mut cloud = session(false);
+        cloud.send(START, Body::Synced);
+        cloud.send(START, Body::Synced);
+        let later = START + Duration::from_secs(4);
+        cloud.step(later, Event::Frame(Frame { ack: 1, ..Frame::default() }));
+        assert_eq!(cloud.next_tick(), later + URGENT);
+        cloud.step(later, Event::Frame(Frame { ack: 2, ..Frame::default() }));
+        assert_eq!(cloud.next_tick(), later + KEEP_ALIVE * 3);
+    }
+
+    #[test]
+    fn a_long_frame_on_its_way_is_a_sign_of_life_and_the_other_end_hears_of_this_one() {
+        let mut edge = session(true);
+        let (mut now, mut asked) = (START, 0);
+        // Ten minutes of one frame; something of its own waits as well.
+        edge.send(now, Body::Synced);
+        while now < START + Duration::from_secs(600) {
+            now += Duration::from_secs(1);
+            edge.step(now, Event::Bytes);
+            for effect in edge.step(now, Event::Tick) {
+                match effect {
+                    Effect::Send(frame) if frame.body == Some(Body::Ping) => asked += 1,
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        assert!((600 / 20..=600 / 15 + 1).contains(&asked), "{asked}");
+        // And then it stops.
+        let last = edge.next_tick();
+        assert!(matches!(edge.step(last, Event::Tick)[..], [Effect::Send(_)]));
+        let dead = edge.next_tick();
+        assert!(dead <= now + KEEP_ALIVE * 2);
+        assert!(matches!(edge.step(dead, Event::Tick)[..], [Effect::Close(_)]));
+    }
+
+    #[test]
+    fn silence_that_kills_makes_the_edge_ask_sooner_next_time() {
+        let mut habit = KeepAlive::default();
+        habit.bound(Duration::ZERO, KEEP_ALIVE);
+        let mut edge = session(true);
+        edge.adapt(habit);
+        edge.step(START + KEEP_ALIVE, Event::Tick);
+        let dead = edge.next_tick();
+        assert!(matches!(edge.step(dead, Event::Tick)[..], [Effect::Close(_)]));
+        let mut habit = edge.keep_alive().clone();
+        habit.connected(dead + Duration::from_secs(1));
+        assert_eq!(habit.interval(), KEEP_ALIVE / 2);
+        // A death with something under way says nothing about silence.
+        let mut edge = session(true);
+        edge.send(START, Body::Synced);
+        edge.step(START + URGENT, Event::Tick);
+        let dead = edge.next_tick();
+        edge.step(dead, Event::Tick);
+        let mut habit = edge.keep_alive().clone();
+        habit.connected(dead);
+        assert_eq!(habit.interval(), KEEP_ALIVE);
+    }
+
+    #[test]
     fn what_is_unknown_is_answered_and_acknowledged() {
         let mut edge = session(true);
         let frame = Frame { seq: 1, ack: 0, body: None, has_body: true };
@@ -244,7 +378,7 @@ mod tests {
                 match kind {
                     0 if sent < total && a.has_room() => {
                         sent += 1;
-                        let (seq, frame) = a.send(Body::Unsupported(0));
+                        let (seq, frame) = a.send(START, Body::Unsupported(0));
                         prop_assert_eq!(seq, sent);
                         to_b.push_back(Frame { body: Some(Body::Synced), ..frame });
                     }

@@ -2,6 +2,10 @@
 //! never a reader that waits for a writer.
 
 use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 
 use async_channel::{Receiver, Sender};
 use async_tungstenite::tungstenite::protocol::WebSocketConfig;
@@ -73,6 +77,44 @@ pub fn stranger_config() -> WebSocketConfig {
 /// The longest message of a client without a certificate, in bytes.
 const STRANGER_MAX: usize = 8 * 1024;
 
+/// A byte stream that tells when bytes come.
+struct Watched {
+    io: BoxIo,
+    has_read: Arc<AtomicBool>,
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.io).poll_read(context, buffer);
+        if matches!(outcome, Poll::Ready(Ok(count)) if count > 0) {
+            self.has_read.store(true, Ordering::Relaxed);
+        }
+        outcome
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_close(context)
+    }
+}
+
 /// What comes out of a [`Link`].
 #[derive(Debug)]
 pub enum Wire {
@@ -93,19 +135,29 @@ pub struct Link {
     frames: Sender<Vec<u8>>,
     bulk: Sender<Vec<u8>>,
     room: Receiver<()>,
+    has_read: Arc<AtomicBool>,
     writer: Task<Result<(), LinkError>>,
 }
 
 impl Link {
     /// Wraps a websocket whose handshake is done. The writer runs on
     /// `executor` and ends with the link.
-    pub fn new(socket: WebSocketStream<BoxIo>, executor: &Executor<'static>) -> Link {
+    pub fn new(mut socket: WebSocketStream<BoxIo>, executor: &Executor<'static>) -> Link {
+        let has_read = Arc::new(AtomicBool::new(false));
+        let io = std::mem::replace(socket.get_mut(), Box::new(futures_lite::io::Cursor::new(Vec::new())));
+        *socket.get_mut() = Box::new(Watched { io, has_read: has_read.clone() });
         let (sender, reader) = socket.split();
         let (frames, queue) = async_channel::bounded(WRITER_QUEUE);
         let (bulk, bulk_queue) = async_channel::bounded(1);
         let (has_room, room) = async_channel::bounded(1);
         let writer = executor.spawn(write(sender, queue, bulk_queue, has_room));
-        Link { reader, frames, bulk, room, writer }
+        Link { reader, frames, bulk, room, has_read, writer }
+    }
+
+    /// True if any bytes have come since the last call and the last frame: of a
+    /// long frame over a slow network nothing else is seen for a while.
+    pub fn has_read(&self) -> bool {
+        self.has_read.swap(false, Ordering::Relaxed)
     }
 
     /// True if the writer takes one more frame; if not, wait for
@@ -135,16 +187,19 @@ impl Link {
 
     /// Waits for what comes next. May be dropped and called again.
     pub async fn next(&mut self) -> Wire {
-        let reader = &mut self.reader;
+        let (reader, has_read) = (&mut self.reader, &self.has_read);
         let read = async {
             loop {
                 return match reader.next().await {
                     None => Wire::Closed(LinkError::Closed),
                     Some(Err(error)) => Wire::Closed(error.into()),
-                    Some(Ok(Message::Binary(bytes))) => match Frame::decode(&bytes) {
-                        Ok(frame) => Wire::Frame(frame),
-                        Err(error) => Wire::Closed(error.into()),
-                    },
+                    Some(Ok(Message::Binary(bytes))) => {
+                        has_read.store(false, Ordering::Relaxed);
+                        match Frame::decode(&bytes) {
+                            Ok(frame) => Wire::Frame(frame),
+                            Err(error) => Wire::Closed(error.into()),
+                        }
+                    }
                     Some(Ok(Message::Text(_))) => Wire::Closed(LinkError::NotBinary),
                     Some(Ok(Message::Close(_))) => Wire::Closed(LinkError::Closed),
                     Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,

@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use async_tungstenite::WebSocketStream;
 use futures_lite::future::{poll_once, zip};
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use smol::Async;
@@ -17,6 +18,11 @@ use crate::link::socket::{BoxIo, config};
 use crate::link::streams::{CHUNK, CREDIT};
 
 async fn links(tasks: &Tasks) -> (Link, Link) {
+    let (edge, cloud) = sockets().await;
+    (Link::new(edge, tasks.executor()), Link::new(cloud, tasks.executor()))
+}
+
+async fn sockets() -> (WebSocketStream<BoxIo>, WebSocketStream<BoxIo>) {
     let listener = Async::<TcpListener>::bind(([127, 0, 0, 1], 0)).unwrap();
     let address = listener.get_ref().local_addr().unwrap();
     let accept = async {
@@ -29,7 +35,7 @@ async fn links(tasks: &Tasks) -> (Link, Link) {
         async_tungstenite::client_async_with_config(uri, io, Some(config())).await.unwrap().0
     };
     let (cloud, edge) = zip(accept, connect).await;
-    (Link::new(edge, tasks.executor()), Link::new(cloud, tasks.executor()))
+    (edge, cloud)
 }
 
 /// An edge and a cloud of this release.
@@ -199,6 +205,25 @@ fn at_the_writer_everything_overtakes_bulk() {
             }
         }
         assert!(matches!(&bodies[..], [Body::Synced, Body::Ping, Body::Data(_)]), "{bodies:?}");
+    });
+}
+
+#[test]
+fn a_part_of_a_frame_is_a_sign_of_life_and_a_whole_one_is_no_part() {
+    run(async |tasks| {
+        let (edge, mut cloud) = sockets().await;
+        let mut edge = Link::new(edge, tasks.executor());
+        // A binary message (RFC 6455 section 5.2) in two parts.
+        let frame = Frame::plain(Body::Synced).encode();
+        cloud.get_mut().write_all(&[0x82, frame.len() as u8]).await.unwrap();
+        cloud.get_mut().write_all(&frame[..3]).await.unwrap();
+        while !edge.has_read() {
+            let _ = within(Duration::from_millis(5), edge.next()).await;
+        }
+        assert!(!edge.has_read(), "said once");
+        cloud.get_mut().write_all(&frame[3..]).await.unwrap();
+        assert!(matches!(edge.next().await, Wire::Frame(_)));
+        assert!(!edge.has_read());
     });
 }
 

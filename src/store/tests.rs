@@ -6,8 +6,12 @@ use smol::block_on;
 
 use super::*;
 
+mod crash;
+mod disk;
 mod file;
 mod outbox;
+mod shrink;
+mod trouble;
 
 struct TempDir(PathBuf);
 
@@ -179,6 +183,32 @@ fn a_slow_watcher_is_told_so_and_costs_no_memory() {
     }
     assert_eq!(seen, 4);
     assert_eq!(store.watch(all(), start).err(), Some(Gone));
+}
+
+#[test]
+fn a_watcher_s_queue_has_a_bound_in_bytes() {
+    let dir = TempDir::new();
+    let options = Options { watch_bytes: 40_000, ..Options::default() };
+    let store = dir.open_with(options).unwrap();
+    let of_size = |size: usize, data: u64| {
+        let mut write = put("a", data, Durability::Volatile);
+        if let Action::Put { value, .. } = &mut write.action {
+            value["text"] = json!("x".repeat(size));
+        }
+        block_on(store.write(write)).unwrap().revision
+    };
+    let mut quick = store.watch(all(), store.revision()).unwrap();
+    let mut slow = store.watch(all(), store.revision()).unwrap();
+    for data in 0..20 {
+        // One that is larger than the bound reaches who has nothing to read.
+        let revision = of_size(if data == 10 { 50_000 } else { 9_000 }, data);
+        assert_eq!(block_on(quick.next()).unwrap().revision, revision);
+    }
+    let mut seen = 0;
+    while block_on(slow.next()).is_ok() {
+        seen += 1;
+    }
+    assert!((1..=4).contains(&seen), "{seen}");
 }
 
 #[test]

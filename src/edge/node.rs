@@ -40,6 +40,8 @@ pub struct Facts {
     pub info: Value,
     /// Why no pods can be run now, if so: reason and message.
     pub trouble: Option<(&'static str, String)>,
+    /// Why the store cannot be written now, if so.
+    pub store_trouble: Option<String>,
 }
 
 /// Looks at the board for ever and reports what it sees.
@@ -55,7 +57,8 @@ pub async fn run(
     let mut status = Value::Null;
     let mut sent: Option<std::time::Instant> = None;
     loop {
-        let facts = look(&runtime, &data_dir).await;
+        let mut facts = look(&runtime, &data_dir).await;
+        facts.store_trouble = store.health().err().map(|trouble| trouble.to_string());
         let fresh = node_status(&facts, &name, &status, &now_rfc3339());
         let is_due = sent.is_none_or(|at| at.elapsed() >= HEARTBEAT);
         if is_due || !same_but_heartbeats(&status, &fresh) {
@@ -118,6 +121,7 @@ async fn look(runtime: &Runtime, data_dir: &Path) -> Facts {
             "architecture": architecture(),
         }),
         trouble,
+        store_trouble: None,
     }
 }
 
@@ -182,6 +186,10 @@ fn node_status(facts: &Facts, name: &NodeName, before: &Value, now: &str) -> Val
         None => condition("Ready", true, "HolmReady", "holm edge runs pods"),
         Some((reason, message)) => condition("Ready", false, reason, message),
     };
+    let store = match &facts.store_trouble {
+        None => condition("StoreFailing", false, "StoreWritten", "what the cloud orders is kept"),
+        Some(message) => condition("StoreFailing", true, "StoreNotWritten", message),
+    };
     let mut addresses: Vec<Value> =
         facts.addresses.iter().map(|address| json!({"type": "InternalIP", "address": address})).collect();
     addresses.push(json!({"type": "Hostname", "address": name.as_str()}));
@@ -191,6 +199,7 @@ fn node_status(facts: &Facts, name: &NodeName, before: &Value, now: &str) -> Val
             condition("MemoryPressure", is_memory_tight, memory.0, memory.1),
             condition("DiskPressure", is_disk_tight, disk.0, disk.1),
             condition("PIDPressure", false, "PIDsNotLimited", "process ids are not limited by holm"),
+            store,
             ready,
         ],
     })
@@ -221,6 +230,7 @@ mod tests {
             addresses: vec!["192.0.2.7".into()],
             info: json!({"architecture": "arm64"}),
             trouble: None,
+            store_trouble: None,
         }
     }
 
@@ -251,6 +261,18 @@ mod tests {
         let status = node_status(&tight, &name, &Value::Null, "t");
         assert_eq!(condition(&status, "DiskPressure")["status"], "True");
         assert_eq!(condition(&status, "MemoryPressure")["status"], "True");
+    }
+
+    #[test]
+    fn a_store_that_cannot_be_written_is_said() {
+        let name: NodeName = "barn-1".parse().unwrap();
+        let well = node_status(&facts(), &name, &Value::Null, "t1");
+        assert_eq!(condition(&well, "StoreFailing")["status"], "False");
+        let full = Facts { store_trouble: Some("the disk is full".into()), ..facts() };
+        let status = node_status(&full, &name, &well, "t2");
+        assert_eq!(condition(&status, "StoreFailing")["status"], "True");
+        assert_eq!(condition(&status, "StoreFailing")["message"], "the disk is full");
+        assert_eq!(condition(&status, "Ready")["status"], "True");
     }
 
     #[test]

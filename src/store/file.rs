@@ -16,6 +16,9 @@ use super::{Options, StoreError};
 /// The store's file in its directory.
 pub(super) const FILE: &str = "holm.redb";
 
+/// So many bytes must be free on a file system that was full.
+const SPACE: u64 = 1 << 20;
+
 /// Opens a database on a back end that is not a file.
 type Backend = Box<dyn Fn(&Builder) -> Result<Database, redb::DatabaseError> + Send>;
 
@@ -47,6 +50,19 @@ impl Place {
         match self.backend {
             Some(_) => 0,
             None => fs::metadata(&self.path).map_or(0, |metadata| metadata.len()),
+        }
+    }
+
+    /// Whether the file system has space for more than a very small commit: it
+    /// would be said that all is well, and the next write be refused.
+    pub(super) fn has_space(&self) -> bool {
+        let directory = self.path.parent().unwrap_or(Path::new("/"));
+        match (&self.backend, rustix::fs::statvfs(directory)) {
+            (None, Ok(found)) => {
+                let total = found.f_blocks.saturating_mul(found.f_frsize);
+                found.f_bavail.saturating_mul(found.f_frsize) >= SPACE.min(total / 8)
+            }
+            _ => true,
         }
     }
 

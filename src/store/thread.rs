@@ -376,6 +376,15 @@ impl Writer {
     /// Tries whether the file can be written again: with a block of revisions
     /// of its own, so that none is given twice.
     fn recover(&mut self) {
+        let longest = self.shared.options.pace.retry.1;
+        if let Some(refusal) = &mut self.refusal
+            && matches!(refusal.error, StoreError::Full { .. })
+            && !self.place.has_space()
+        {
+            refusal.pause = refusal.pause.saturating_mul(2).min(longest);
+            refusal.until = after(Instant::now(), refusal.pause);
+            return;
+        }
         let tried = guarded(|| {
             if self.database.is_none() {
                 self.reopen()?;

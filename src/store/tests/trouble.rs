@@ -256,6 +256,7 @@ fn a_full_file_system_refuses_writes_until_there_is_space() {
     // Reading goes on, and so does what is in memory only.
     assert!(store.get(&key("before")).unwrap().is_some());
     block_on(store.write(put("seen", 1, Durability::Volatile))).unwrap();
+    assert!(matches!(store.health(), Err(Trouble { error: StoreError::Full { .. }, .. })));
     std::fs::remove_file(&filler).unwrap();
     while store.health().is_err() {
         pause();

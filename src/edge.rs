@@ -113,7 +113,7 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<Moved, EdgeError> {
     let node_name = identity.membership().node.clone();
     let cluster = identity.membership().cluster.clone();
     log::info!("node {node_name} of cluster {cluster}");
-    let moved = adopt::begin(&options, &cluster, &clock, &store, &tasks).await?;
+    let moved = adopt::begin(&options, identity.membership(), &clock, &store, &tasks).await?;
 
     // The picture: orders come down from the hub through meta to the pods;
     // what they report goes up through the reporter to the hub.

@@ -11,9 +11,7 @@ struct Stderr {
 
 impl Log for Stderr {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        // What libraries have to say is for those who debug them.
-        let ours = metadata.target().starts_with("holm");
-        ours || metadata.level() <= Level::Warn || log::max_level() == LevelFilter::Trace
+        is_shown(metadata.target(), metadata.level(), log::max_level())
     }
 
     fn log(&self, record: &Record<'_>) {
@@ -36,6 +34,13 @@ impl Log for Stderr {
     }
 
     fn flush(&self) {}
+}
+
+/// What libraries have to say is for those who debug them; and what travels on
+/// the link, join secrets among it, is for nobody.
+fn is_shown(target: &str, level: Level, max: LevelFilter) -> bool {
+    let shows_frames = ["tungstenite", "async_tungstenite"].iter().any(|name| target.starts_with(name));
+    target.starts_with("holm") || level <= Level::Warn || (max == LevelFilter::Trace && !shows_frames)
 }
 
 /// The text without control characters: what others send may end up in a line,
@@ -66,6 +71,15 @@ pub fn start() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_bytes_of_the_link_are_never_shown() {
+        assert!(!is_shown("tungstenite::protocol", Level::Trace, LevelFilter::Trace));
+        assert!(is_shown("tungstenite::protocol", Level::Warn, LevelFilter::Info));
+        assert!(is_shown("redb", Level::Trace, LevelFilter::Trace));
+        assert!(!is_shown("redb", Level::Debug, LevelFilter::Debug));
+        assert!(is_shown("holm::edge", Level::Debug, LevelFilter::Debug));
+    }
 
     #[test]
     fn what_others_send_stays_in_its_line() {

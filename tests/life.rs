@@ -18,6 +18,7 @@ use holm::trust::{CertificateDer, UnixTime, tls};
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -56,7 +57,7 @@ impl Role {
     fn start(log: &Path, command: &mut Command) -> Role {
         let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        Role(command.env("HOLM_LOG", "debug").spawn().unwrap())
+        Role(command.env("HOLM_LOG", "trace").spawn().unwrap())
     }
 }
 
@@ -297,7 +298,13 @@ fn wait_for_its_end(slot: &Slot) {
 
 /// A whole edge, without a container runtime: the link is what matters.
 fn start_edge(folder: &Path) -> Role {
+    start_edge_with(folder, "")
+}
+
+/// A whole edge with a join code in its environment, as a unit file gives it.
+fn start_edge_with(folder: &Path, code: &str) -> Role {
     let mut command = holm();
+    command.env("HOLM_JOIN", code);
     command.arg("edge").arg("--data-dir").arg(folder).arg(format!("--api-listen={}", free_address()));
     command.arg(format!("--runtime-endpoint=unix://{}/no-runtime.sock", folder.display()));
     Role::start(&folder.with_extension("log"), &mut command)
@@ -480,4 +487,88 @@ fn a_key_and_a_certificate_can_be_revoked_alone() {
     // The name is as good as ever.
     let board = Board::join(&scratch.path("c2"), &cloud.code(Some("pi"))).unwrap();
     board.session(async |_, _| ()).unwrap();
+}
+
+/// Everything that must stay with its owner: private keys as files and logs would show them, and join secrets.
+fn secrets(folders: &[&Path], codes: &[&JoinCode], authority: &Authority) -> Vec<String> {
+    let mut pems = vec![authority.key_pem()];
+    for file in folders.iter().flat_map(|folder| files(folder)) {
+        let Ok(text) = std::fs::read_to_string(&file) else { continue };
+        pems.push(text.clone());
+        let data = text.lines().filter_map(|line| line.trim().strip_prefix("client-key-data: "));
+        pems.extend(data.map(|data| String::from_utf8(BASE64.decode(data.as_bytes()).unwrap()).unwrap()));
+    }
+    let mut secrets = Vec::new();
+    for pem in pems.iter().filter(|pem| pem.contains("PRIVATE KEY")) {
+        let body = pem.split("PRIVATE KEY-----").nth(1).unwrap();
+        secrets.extend(body.lines().filter(|line| line.len() >= 40).map(str::to_owned));
+        secrets.push(BASE64.encode(body.trim().as_bytes()).chars().take(40).collect());
+    }
+    for code in codes {
+        let bytes = code.secret.as_bytes();
+        secrets.push(data_encoding::HEXLOWER.encode(bytes));
+        secrets.push(data_encoding::BASE64_NOPAD.encode(bytes));
+        secrets.push(data_encoding::BASE64URL_NOPAD.encode(bytes));
+        secrets.push(code.to_text().unwrap());
+        secrets.push(format!("{bytes:?}"));
+    }
+    secrets
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.symlink_metadata().unwrap().is_dir() {
+            true => found.extend(files(&path)),
+            false => found.push(path),
+        }
+    }
+    found
+}
+
+#[test]
+fn a_revoked_board_joins_again_by_a_new_code_alone_and_no_secret_is_readable_or_logged() {
+    let scratch = Scratch::new();
+    let cloud = Cloud::start(scratch.path("c"), &[]);
+    let folder = scratch.path("e");
+    let first =
+        Board::member(&folder, &cloud, Duration::from_secs(1800)).slot().key_fingerprint().to_string();
+    let edge = start_edge(&folder);
+    let renewed = until("the next key to be promoted", || current_key(&folder).filter(|key| *key != first));
+    until("the node to be there", || cloud.node().filter(|node| key_of(node) == Some(renewed.clone())));
+    cloud.revoke(&["pi"]);
+    let log = |name: &str| std::fs::read_to_string(scratch.path(name)).unwrap();
+    until("the edge to be told", || log("e.log").contains("was revoked").then_some(()));
+    drop(edge);
+
+    let code = cloud.code(Some("pi"));
+    let edge = start_edge_with(&folder, &code.to_text().unwrap());
+    let again = until("the board to have joined again", || {
+        current_key(&folder).filter(|key| *key != renewed && *key != first)
+    });
+    until("the node to be back", || cloud.node().filter(|node| key_of(node) == Some(again.clone())));
+    until("the Node to forget", || {
+        let conditions = cloud.node()?["status"]["conditions"].as_array()?.clone();
+        (!conditions.iter().any(|condition| condition["type"] == "Revoked")).then_some(())
+    });
+    drop(edge);
+    // The unit file still gives the code: it is not tried again.
+    let edge = start_edge_with(&folder, &code.to_text().unwrap());
+    until("the code to be passed over", || log("e.log").contains("the join code is not used").then_some(()));
+
+    let folders = [cloud.folder.as_path(), folder.as_path()];
+    for path in folders.iter().flat_map(|folder| files(folder)) {
+        let mode = path.symlink_metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode & 0o077, 0, "{} has mode {mode:o}", path.display());
+    }
+    let secrets = secrets(&folders, &[&code], &cloud.authority());
+    // The authority's, the hub's, the administrator's, the board's: two whole lines or more of each.
+    assert!(secrets.len() >= 4 * 2 + 5, "{}", secrets.len());
+    let logs = [log("c.log"), log("e.log")];
+    assert!(logs.iter().all(|log| log.contains("DEBUG") || log.contains("TRACE")));
+    for secret in &secrets {
+        assert!(logs.iter().all(|log| !log.contains(secret.as_str())), "logged: {secret}");
+    }
+    drop(edge);
 }

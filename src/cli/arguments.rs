@@ -124,7 +124,7 @@ pub(super) struct Edge {
     pub(super) data_dir: Option<String>,
     /// the join code that holm token create printed: itself, @FILE, or - for
     /// standard input (default: the environment variable HOLM_JOIN); for the
-    /// first start, ignored once the board has joined
+    /// first start; a board that has joined joins again with a new one
     #[argh(option, arg_name = "code")]
     pub(super) join: Option<String>,
     /// move a board that has joined to the cluster of the join code: it moves

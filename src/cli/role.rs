@@ -180,8 +180,8 @@ fn kept_name(data_dir: &Path) -> Option<NodeName> {
 }
 
 /// The join code: itself, from a file, or from standard input. A board that
-/// has joined needs none, unless it is to `adopt` another cluster: what a unit
-/// file still gives it is not even read.
+/// has joined needs none, unless it is to `adopt` another cluster or to join
+/// again: what a unit file still gives it need not be one any more.
 fn join_code(
     flag: Option<String>,
     adopt: bool,
@@ -197,7 +197,8 @@ fn join_code(
     let given = given.filter(|code| !code.is_empty());
     // An identity that cannot be read is a matter for the role itself.
     let joined = !matches!(edge::identity(data_dir), Ok(None));
-    if joined && !adopt {
+    // Only a person would type on standard input, and only to move the board.
+    if joined && !adopt && given.as_deref() == Some("-") {
         return given;
     }
     let Some(given) = given else {

@@ -1,4 +1,6 @@
-//! Moving a board from one cluster to another (`--adopt-cluster`).
+//! Moving a board from one cluster to another (`--adopt-cluster`), and letting
+//! it join its own again with a new code and a new key: a board that was
+//! revoked, or whose certificate is too old to be renewed.
 //!
 //! The board stays what it is until the new cloud has let it in: the new
 //! identity is made in a directory beside the old one and takes its place when
@@ -18,8 +20,8 @@ use super::{Moved, Options, meta};
 use crate::store::{Store, StoreError};
 use crate::task::Tasks;
 use crate::trust::clock::Clock;
-use crate::trust::code::JoinCode;
-use crate::trust::identity::IdentityError;
+use crate::trust::code::{JoinCode, SecretId};
+use crate::trust::identity::{self, IdentityError, Membership};
 use crate::trust::names::{ClusterUid, NodeName};
 
 /// Where the identity is, in the data directory, and in it what is known of
@@ -40,20 +42,23 @@ pub enum Given {
     Refused(ClusterUid),
     /// The board is to move.
     Move(ClusterUid),
+    /// It is a new one of the board's own cluster, for a board of its name.
+    Again,
+    /// It is of the board's own cluster, for a board of another name.
+    OtherName(NodeName),
 }
 
-/// Decides on a join code.
-pub fn given(code: Option<&ClusterUid>, belongs: &ClusterUid, adopt: bool) -> Given {
+/// Decides on a join code. `joined` is the code that the board joined with:
+/// what a unit file gives it at every start.
+pub fn given(code: Option<&JoinCode>, belongs: &Membership, joined: Option<&SecretId>, adopt: bool) -> Given {
     match code {
-        Some(other) if other != belongs && adopt => Given::Move(other.clone()),
-        Some(other) if other != belongs => Given::Refused(other.clone()),
-        _ => Given::Nothing,
+        Some(code) if code.cluster != belongs.cluster && adopt => Given::Move(code.cluster.clone()),
+        Some(code) if code.cluster != belongs.cluster => Given::Refused(code.cluster.clone()),
+        Some(code) if joined == Some(&code.id) => Given::Nothing,
+        Some(JoinCode { node: Some(node), .. }) if *node != belongs.node => Given::OtherName(node.clone()),
+        Some(_) => Given::Again,
+        None => Given::Nothing,
     }
-}
-
-/// The cluster of a code, if it is one.
-pub fn cluster(code: &str) -> Option<ClusterUid> {
-    code.parse::<JoinCode>().ok().map(|code| code.cluster)
 }
 
 /// Why a board did not move.
@@ -75,16 +80,17 @@ pub enum AdoptError {
     },
 }
 
-/// Does at the start of a board that belongs to `own` what flags and code ask
-/// for. What is received is the end of a move; nothing if there is none.
+/// Does at the start of a board that `belongs` somewhere what flags and code
+/// ask for. What is received is the end of a move; nothing if there is none.
 pub async fn begin(
     options: &Options,
-    own: &ClusterUid,
+    belongs: &Membership,
     clock: &Clock,
     store: &Store,
     tasks: &Tasks,
 ) -> Result<Receiver<Moved>, StoreError> {
     let (done, moved) = async_channel::bounded(1);
+    let own = &belongs.cluster;
     match meta::synced_with(store)? {
         Some(other) if !other.is_empty() && other != own.as_str() => match options.adopt_cluster {
             true => meta::forget_cluster(store).await?,
@@ -95,26 +101,41 @@ pub async fn begin(
         _ => {}
     }
     let code = options.join.clone().unwrap_or_default();
-    match (given(cluster(&code).as_ref(), own, options.adopt_cluster), code.is_empty()) {
+    let parsed = code.parse::<JoinCode>().ok();
+    let joined = identity::read_joined(&options.data_dir);
+    let given = given(parsed.as_ref(), belongs, joined.as_ref(), options.adopt_cluster);
+    match (&given, code.is_empty()) {
         (Given::Nothing, true) => {}
-        (Given::Nothing, false) if options.adopt_cluster && cluster(&code).is_none() => {
+        (Given::Nothing, false) if options.adopt_cluster && parsed.is_none() => {
             log::warn!("--adopt-cluster: the join code cannot be read; the board stays in cluster {own}");
         }
         (Given::Nothing, false) => log::info!("this board has joined already; the join code is not used"),
+        (Given::OtherName(name), _) => log::warn!(
+            "the join code is not used: it is for node {name}, and this board is node {}; to rename it, start with an empty --data-dir",
+            belongs.node
+        ),
         (Given::Refused(asked), _) => {
-            let belongs = own.clone();
+            let (belongs, asked) = (own.clone(), asked.clone());
             log::warn!("the join code is not used: {}", IdentityError::OtherCluster { belongs, asked });
         }
-        (Given::Move(other), _) => {
-            log::info!("the board moves to cluster {other} once its cloud has let it in");
+        (Given::Move(_) | Given::Again, _) => {
+            let node = match &given {
+                Given::Move(other) => {
+                    log::info!("the board moves to cluster {other} once its cloud has let it in");
+                    options.node_name.clone()
+                }
+                _ => {
+                    log::info!("the board joins again with the new code; it goes on as it is until then");
+                    belongs.node.clone()
+                }
+            };
             let (options, own) = (options.clone(), own.clone());
             let (clock, store, inner) = (clock.clone(), store.clone(), tasks.clone());
             tasks.spawn("adoption", async move {
-                let (data_dir, node) = (&options.data_dir, &options.node_name);
-                match adopt(data_dir, &code, node, &clock, &store, &inner).await {
+                match adopt(&options.data_dir, &code, &node, &clock, &store, &inner).await {
                     // Nobody waits any more only when the role ends.
                     Ok(()) => drop(done.try_send(Moved)),
-                    Err(error) => log::error!("the board stays in cluster {own}: {error}"),
+                    Err(error) => log::error!("the board stays what it is in cluster {own}: {error}"),
                 }
             });
         }
@@ -182,15 +203,39 @@ fn place(path: &Path) -> impl FnOnce(io::Error) -> AdoptError {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_board_moves_only_when_it_is_told_to() {
-        let (own, other) = (ClusterUid::random().unwrap(), ClusterUid::random().unwrap());
-        for adopt in [false, true] {
-            assert_eq!(given(None, &own, adopt), Given::Nothing);
-            assert_eq!(given(Some(&own), &own, adopt), Given::Nothing);
+    fn code(cluster: &ClusterUid, node: Option<&str>) -> JoinCode {
+        JoinCode {
+            endpoints: vec!["127.0.0.1".parse().unwrap()],
+            pins: vec![crate::trust::names::Fingerprint::from_bytes([1; 32])],
+            cluster: cluster.clone(),
+            id: SecretId::random().unwrap(),
+            secret: crate::trust::code::JoinSecret::random().unwrap(),
+            expires: crate::trust::unix(0),
+            node: node.map(|node| node.parse().unwrap()),
         }
-        assert_eq!(given(Some(&other), &own, false), Given::Refused(other.clone()));
-        assert_eq!(given(Some(&other), &own, true), Given::Move(other));
+    }
+
+    #[test]
+    fn a_board_moves_only_when_it_is_told_to_and_joins_again_only_with_another_code() {
+        let (own, other) = (ClusterUid::random().unwrap(), ClusterUid::random().unwrap());
+        let first = code(&own, None);
+        let belongs = Membership {
+            cluster: own.clone(),
+            node: "pi".parse().unwrap(),
+            endpoints: first.endpoints.clone(),
+            pins: first.pins.clone(),
+        };
+        let judge = |code: Option<&JoinCode>, adopt| given(code, &belongs, Some(&first.id), adopt);
+        for adopt in [false, true] {
+            assert_eq!(judge(None, adopt), Given::Nothing);
+            assert_eq!(judge(Some(&first), adopt), Given::Nothing);
+            assert_eq!(judge(Some(&code(&own, None)), adopt), Given::Again);
+            assert_eq!(judge(Some(&code(&own, Some("pi"))), adopt), Given::Again);
+            let renames = Given::OtherName("barn".parse().unwrap());
+            assert_eq!(judge(Some(&code(&own, Some("barn"))), adopt), renames);
+        }
+        assert_eq!(judge(Some(&code(&other, None)), false), Given::Refused(other.clone()));
+        assert_eq!(judge(Some(&code(&other, None)), true), Given::Move(other));
     }
 
     /// Cuts the power before each of the steps of a move.

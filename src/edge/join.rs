@@ -15,7 +15,7 @@ use crate::task::{Backoff, Tasks};
 use crate::trust::CertificateDer;
 use crate::trust::clock::Clock;
 use crate::trust::code::{CodeError, JoinCode};
-use crate::trust::identity::{Identity, IdentityError, Membership};
+use crate::trust::identity::{self, Identity, IdentityError, Membership};
 use crate::trust::names::{Endpoint, NodeName};
 use crate::trust::tls::{self, TlsError};
 
@@ -80,6 +80,7 @@ pub async fn join(
             let why = match try_endpoint(tasks, endpoint, &code, &tls, &ask).await {
                 Ok(Body::Joined(joined)) => {
                     identity.install(CertificateDer::from(joined.certificate))?;
+                    identity::write_joined(data_dir, &code.id)?;
                     let endpoints =
                         joined.endpoints.iter().filter_map(|endpoint| endpoint.parse().ok()).collect();
                     identity.learn(endpoints, Vec::new())?;

@@ -8,6 +8,7 @@
 //! | `current.pem` | key and certificate that have connected |
 //! | `next.pem` | key, and the certificate for it once it was issued, that have not connected yet |
 //! | `floor` | the time that has certainly passed, and when it was confirmed ([`Kept`]) |
+//! | `joined` | the id of the join code that it joined with, so that this code is not tried again |
 //!
 //! A key is written before it is first used, so that a request whose answer was lost is repeated with the
 //! same key. A slot is one file, so that promotion is one rename. Every write is atomic, and nothing is
@@ -16,6 +17,7 @@
 use super::authority;
 use super::certificate::{self, CERTIFICATE_MAX, CertificateError, Facts};
 use super::clock::Kept;
+use super::code::SecretId;
 use super::code::{ENDPOINTS_MAX, PINS_MAX};
 use super::names::{ClusterUid, Endpoint, Fingerprint, NodeName};
 use super::{CertificateDer, UnixTime};
@@ -34,6 +36,7 @@ const CLUSTER: &str = "cluster.json";
 const CURRENT: &str = "current.pem";
 const NEXT: &str = "next.pem";
 const FLOOR: &str = "floor";
+const JOINED: &str = "joined";
 /// Longest file that is read, in bytes.
 const FILE_MAX: u64 = 4 * CERTIFICATE_MAX as u64;
 
@@ -356,6 +359,20 @@ pub fn write_floor(data_dir: &Path, kept: &Kept) -> Result<(), IdentityError> {
     let directory = data_dir.join(DIRECTORY);
     make_directory(&directory)?;
     write(&directory, FLOOR, kept.to_string().as_bytes())
+}
+
+/// The join code that the board joined with, if that is known.
+pub fn read_joined(data_dir: &Path) -> Option<SecretId> {
+    let text = read(&data_dir.join(DIRECTORY).join(JOINED)).ok()??;
+    std::str::from_utf8(&text).ok()?.trim().parse().ok()
+}
+
+/// Writes down the join code that the board joined with: its id, which is no secret.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_joined(data_dir: &Path, id: &SecretId) -> Result<(), IdentityError> {
+    write(&data_dir.join(DIRECTORY), JOINED, format!("{id}\n").as_bytes())
 }
 
 fn load_slot(path: &Path) -> Result<Option<Slot>, IdentityError> {

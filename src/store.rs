@@ -361,6 +361,10 @@ impl Store {
                 Ok(found) => return Ok(found),
                 Err(fault) => fault,
             };
+            if fault.is_latched() {
+                // The writer finds the same, and opens the file again.
+                let _ = self.inbox.try_send(thread::ToWriter::Tidy { now: false });
+            }
             let published = self.shared.published();
             match &published.trouble {
                 _ if fault.is_closed() && !Arc::ptr_eq(&published.read, &last) => {}

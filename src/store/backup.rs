@@ -1,6 +1,7 @@
 //! Copies of a store, and looking through one.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use redb::{Database, ReadTransaction, ReadableTable, WriteTransaction};
@@ -41,6 +42,11 @@ impl Store {
     /// [`StoreError::Damaged`] with this store's path if an entry of it is
     /// damaged, any other error is about `to`.
     pub fn backup(&self, to: &Path) -> Result<Contents, StoreError> {
+        let same = |file: &Path| fs::metadata(file).map(|found| (found.dev(), found.ino())).ok();
+        if same(to).is_some_and(|found| same(self.path()) == Some(found)) {
+            let why = "it is the store itself".into();
+            return Err(StoreError::Storage { path: to.into(), why });
+        }
         let read = self.read();
         let contents = table::verify(&read).map_err(|fault| fault.at(self.path()))?;
         let copied = write_copy(&read, &contents, to);

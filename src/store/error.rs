@@ -109,6 +109,11 @@ pub(super) enum Fault {
 }
 
 impl Fault {
+    /// True if the database does nothing any more until it is opened again.
+    pub(super) fn is_latched(&self) -> bool {
+        self.is_closed() || matches!(self, Fault::Database(redb::Error::Io(_)))
+    }
+
     /// True if the database has been closed under a reader.
     pub(super) fn is_closed(&self) -> bool {
         matches!(self, Fault::Database(redb::Error::PreviousIo | redb::Error::DatabaseClosed))

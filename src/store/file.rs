@@ -78,7 +78,8 @@ impl Place {
     }
 
     /// Copies a commit into a new file and moves that into the place of the
-    /// old one, whose readers can go on; none if this is not a file.
+    /// old one, whose readers can go on; none if this is not a file. Nothing
+    /// may be written to either before [`sync_place`](Place::sync_place).
     pub(super) fn rewrite(&self, read: &ReadTransaction) -> Result<Option<Database>, Fault> {
         if self.backend.is_some() {
             return Ok(None);
@@ -99,9 +100,15 @@ impl Place {
             // A copy that was not finished is of no use.
             let _ = fs::remove_file(&beside);
         }
-        let database = written?;
-        sync_directory(self.path.parent().unwrap_or(Path::new("/")))?;
-        Ok(Some(database))
+        Ok(Some(written?))
+    }
+
+    /// Makes it survive a power cut which file is in the place.
+    pub(super) fn sync_place(&self) -> io::Result<()> {
+        match self.backend {
+            Some(_) => Ok(()),
+            None => sync_directory(self.path.parent().unwrap_or(Path::new("/"))),
+        }
     }
 
     fn builder(&self) -> Builder {
@@ -116,6 +123,8 @@ impl Place {
         if self.backend.is_none() && !self.path.exists() {
             return Err(io::Error::from(ErrorKind::NotFound).into());
         }
+        // The last thing that failed may have been this.
+        self.sync_place()?;
         let (database, opened) = self.open().map_err(Fault::Told)?;
         match opened.generation == generation {
             true => Ok((database, opened)),

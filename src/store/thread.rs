@@ -466,6 +466,11 @@ impl Writer {
         }
         let old = self.shared.published().read.clone();
         let Some(smaller) = self.place.rewrite(&old)? else { return Ok(()) };
+        if let Err(error) = self.place.sync_place() {
+            drop(smaller);
+            self.fail(error.into());
+            return Ok(());
+        }
         let read = Arc::new(smaller.begin_read()?);
         self.shared.published().read = read;
         self.retired.extend(self.database.replace(smaller).map(|database| (database, old)));

@@ -219,6 +219,8 @@ fn a_copy_that_lost_bytes_is_seen() {
     }
     let error = Store::verify_file(&dir.0.join("nothing")).unwrap_err();
     assert!(matches!(error, StoreError::Storage { .. }), "{error:?}");
+    let error = store.backup(&dir.0.join("./holm.redb")).unwrap_err();
+    assert!(error.to_string().contains("the store itself"), "{error}");
     let error = store.backup(&dir.0.join("no/such/directory")).unwrap_err();
     assert!(matches!(error, StoreError::Storage { .. }), "{error:?}");
 }

@@ -216,6 +216,38 @@ fn a_store_outlives_a_full_disk() {
     every_operation(ENOSPC, true);
 }
 
+#[test]
+fn an_error_that_a_reader_meets_is_healed_without_a_write() {
+    let disk = Disk::default();
+    let store = open(&disk).unwrap();
+    let writes = (0..40).map(|n| {
+        let mut write = put(&format!("o{n}"), n, Durability::Durable);
+        if let Action::Put { value, .. } = &mut write.action {
+            value["text"] = json!("x".repeat(9000));
+        }
+        write
+    });
+    block_on(store.write_all(writes.collect())).unwrap();
+    let mut watch = store.watch(all(), store.revision()).unwrap();
+    disk.fail(Some(Failure { after: 0, persistent: false, errno: EIO }));
+    // More than the cache holds, so the disk is read.
+    let error = loop {
+        if let Some(error) = (0..40).find_map(|n| store.get(&key(&format!("o{n}"))).err()) {
+            break error;
+        }
+    };
+    check(&error, EIO);
+    while !store.commits_by_cause().contains_key("recovery") {
+        pause();
+    }
+    for n in 0..40 {
+        assert!(store.get(&key(&format!("o{n}"))).unwrap().is_some());
+    }
+    // The watch goes on: no commit was in doubt.
+    let next = block_on(store.write(put("next", 1, Durability::Durable))).unwrap();
+    assert_eq!(block_on(watch.next()).unwrap().revision, next.revision);
+}
+
 /// A file system of its own that really is full. Needs root for the mount.
 #[test]
 fn a_full_file_system_refuses_writes_until_there_is_space() {

@@ -156,6 +156,7 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<Moved, EdgeError> {
             waiting,
             epoch,
             renewal: Default::default(),
+            connections: 0,
         };
         tasks.spawn("hub", hub.run());
     }

@@ -33,5 +33,9 @@ pub mod cloud;
 // The island.
 pub mod edge;
 
+// Both at once, for tests: virtual time, seeded faults.
+#[cfg(test)]
+mod sim;
+
 // What a person types.
 pub mod cli;

@@ -376,11 +376,17 @@ impl Store {
 
     /// One object, if there is one.
     pub fn get(&self, key: &Key) -> Result<Option<Arc<Object>>, StoreError> {
+        self.get_at(key).map(|(_, object)| object)
+    }
+
+    /// One object, if there is one, and the revision as of which that is so:
+    /// changes up to there are in it.
+    pub fn get_at(&self, key: &Key) -> Result<(Revision, Option<Arc<Object>>), StoreError> {
         self.looking(
-            |published| published.volatile.get(key).cloned(),
-            |read, volatile| match volatile {
-                Some(object) => Ok(Some(object)),
-                None => table::get(read, key),
+            |published| (published.revision, published.volatile.get(key).cloned()),
+            |read, (revision, volatile)| match volatile {
+                Some(object) => Ok((revision, Some(object))),
+                None => Ok((revision, table::get(read, key)?)),
             },
         )
     }

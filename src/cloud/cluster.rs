@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::object::{Key, KeyError, Object, Uid, meta_str};
+use crate::object::{Key, KeyError, Object, Revision, Uid, meta_str};
 use crate::store::{Scope, Store, StoreError, WriteError};
 
 pub use embedded::Embedded;
@@ -52,11 +52,11 @@ impl From<WriteError> for ClusterError {
 /// One thing seen of a kind of objects.
 #[derive(Clone, Debug)]
 pub enum Seen {
-    /// The whole list; what it lacks is no longer there.
-    Listed(Vec<Arc<Object>>),
-    /// Made or changed.
-    Put(Arc<Object>),
-    /// Removed; as it last was.
+    /// The whole list as of a revision; what it lacks is no longer there.
+    Listed(Vec<Arc<Object>>, Revision),
+    /// Made or changed, and as it was before, where that is known.
+    Put(Arc<Object>, Option<Arc<Object>>),
+    /// Removed; as it last was, at the removal's revision.
     Removed(Arc<Object>),
 }
 
@@ -94,6 +94,13 @@ impl Cluster {
     pub async fn get(&self, key: &Key) -> Result<Option<Arc<Object>>, ClusterError> {
         match self {
             Cluster::Embedded(embedded) => embedded.get(key),
+        }
+    }
+
+    /// One object, and as of which revision there was this or none.
+    pub async fn get_at(&self, key: &Key) -> Result<(Revision, Option<Arc<Object>>), ClusterError> {
+        match self {
+            Cluster::Embedded(embedded) => embedded.get_at(key),
         }
     }
 

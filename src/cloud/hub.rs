@@ -8,6 +8,7 @@ pub mod refusals;
 mod register;
 mod renew;
 mod session;
+pub mod sync;
 
 use std::sync::Arc;
 use std::time::Duration;

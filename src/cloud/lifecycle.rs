@@ -64,7 +64,7 @@ async fn run(
     heard: LatestReceiver<String, Duration>,
 ) -> Result<(), ClusterError> {
     let mut nodes: BTreeMap<String, Known> = BTreeMap::new();
-    if let Seen::Listed(listed) = cluster.follow(Scope::all("", "nodes")).next().await? {
+    if let Seen::Listed(listed, _) = cluster.follow(Scope::all("", "nodes")).next().await? {
         // Whoever does not come back after a restart of the cloud is lost too.
         for node in listed.iter().filter(|node| is_kept(&node.value)) {
             nodes.insert(node.key.name.clone(), Known { seen: tasks.now(), renewed: None, lost: false });

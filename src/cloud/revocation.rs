@@ -71,8 +71,8 @@ impl Revocations {
         time: CloudTime,
     ) -> Result<Revocations, ClusterError> {
         let revocations = Revocations { cluster, shared: Arc::default() };
-        if let Seen::Listed(objects) = revocations.cluster.follow(scope()).next().await? {
-            revocations.take(Seen::Listed(objects));
+        if let Seen::Listed(objects, at) = revocations.cluster.follow(scope()).next().await? {
+            revocations.take(Seen::Listed(objects, at));
         }
         let inner = revocations.clone();
         tasks.supervise("revocations", move || inner.clone().follow());
@@ -149,7 +149,7 @@ impl Revocations {
                 Err(ClusterError::Conflict(_)) => {}
                 Err(error) => return Err(error),
                 Ok(object) => {
-                    self.take(Seen::Put(object));
+                    self.take(Seen::Put(object, None));
                     return Ok(());
                 }
             }
@@ -173,11 +173,11 @@ impl Revocations {
         let mut shared = self.shared();
         let mut fresh = Vec::new();
         match seen {
-            Seen::Listed(objects) => {
+            Seen::Listed(objects, _) => {
                 shared.known = objects.iter().filter_map(|object| read(object)).collect();
                 fresh.extend(shared.known.values().cloned());
             }
-            Seen::Put(object) => {
+            Seen::Put(object, _) => {
                 if let Some((name, revocation)) = read(&object) {
                     fresh.push(revocation.clone());
                     shared.known.insert(name, revocation);
@@ -212,7 +212,7 @@ impl Revocations {
     }
 
     async fn nodes_of(&self, key: &Fingerprint) -> Result<Vec<NodeName>, ClusterError> {
-        let Seen::Listed(nodes) = self.cluster.follow(Scope::all("", "nodes")).next().await? else {
+        let Seen::Listed(nodes, _) = self.cluster.follow(Scope::all("", "nodes")).next().await? else {
             return Ok(Vec::new());
         };
         let is_its = |node: &&Arc<Object>| super::hub::is_key_of(&node.value, key);

@@ -79,7 +79,7 @@ impl State {
     fn take(&mut self, kind: &Kind, seen: Seen) {
         let is_node = kind.resource == "nodes";
         match seen {
-            Seen::Listed(objects) => {
+            Seen::Listed(objects, _) => {
                 match is_node {
                     true => self.nodes.clear(),
                     false => {
@@ -89,7 +89,7 @@ impl State {
                 }
                 objects.into_iter().for_each(|object| self.put(is_node, object));
             }
-            Seen::Put(object) => self.put(is_node, object),
+            Seen::Put(object, _) => self.put(is_node, object),
             Seen::Removed(object) => {
                 self.nodes.remove(&object.key);
                 self.forget(&object.key);

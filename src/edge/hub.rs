@@ -2,29 +2,28 @@
 //! down and reports up.
 
 pub mod connect;
+pub mod exchange;
 pub mod renew;
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_lite::{FutureExt, future};
 
-use super::meta::{self, Meta, Order};
+use super::meta::{self, Meta};
 use super::report::{About, Up};
-use crate::link::frame::{
-    DIGEST_ALGORITHM, ENCODING_PLAIN, Hash, Hello, INVENTORY_PART, Inventory, VERSION_MAX, VERSION_MIN,
-    Welcome,
-};
+use crate::link::frame::{DIGEST_ALGORITHM, FEATURE_LZ4, Hash, Hello, VERSION_MAX, VERSION_MIN, Welcome};
 use crate::link::outgoing::LatestReceiver;
-use crate::link::{Body, Connection, Heard, ItemId};
-use crate::object::{Key, Uid, codec};
+use crate::link::{Body, Connection};
 use crate::store::Store;
 use crate::task::{Backoff, Tasks};
 use crate::trust::clock::Clock;
 use crate::trust::identity::{self, Identity};
 use crate::trust::names::{Endpoint, Fingerprint};
 use crate::trust::{tls, unix};
+use exchange::{Deed, Exchange};
 
 /// How long the cloud may take to say `Welcome`.
 const WELCOME: Duration = Duration::from_secs(20);
@@ -55,6 +54,8 @@ pub struct Hub {
     pub epoch: u64,
     /// How far the next certificate is.
     pub renewal: renew::Renewal,
+    /// How many times it has said `Hello`.
+    pub connections: u64,
 }
 
 impl Hub {
@@ -134,14 +135,14 @@ impl Hub {
     }
 
     async fn try_endpoint(
-        &self,
+        &mut self,
         endpoint: &Endpoint,
         cluster: &crate::trust::names::ClusterUid,
         config: std::sync::Arc<rustls::ClientConfig>,
     ) -> Result<(Connection, Welcome), String> {
         let mut connection =
             connect::connect(&self.tasks, endpoint, cluster, config).await.map_err(|e| e.to_string())?;
-        let say = |error: crate::store::StoreError| error.to_string();
+        self.connections = self.connections.wrapping_add(1);
         connection.send_plain(Body::Hello(Hello {
             version_min: VERSION_MIN,
             version_max: VERSION_MAX,
@@ -150,9 +151,10 @@ impl Hub {
             cluster: meta::synced_with(&self.store).map_err(say)?.unwrap_or_default(),
             digest_algorithm: DIGEST_ALGORITHM,
             digest: meta::digest(&self.store).map_err(say)?,
-            features: Vec::new(),
+            features: vec![FEATURE_LZ4.into()],
             software: env!("CARGO_PKG_VERSION").into(),
             pins: membership_pins(&self.identity),
+            connection: self.connections,
         }));
         match connection.first(WELCOME).await? {
             Body::Welcome(welcome) if welcome.cluster == cluster.as_str() => Ok((connection, welcome)),
@@ -186,46 +188,48 @@ impl Hub {
     async fn serve(&mut self, mut connection: Connection, welcome: &Welcome) -> String {
         let keep_alive = Duration::from_secs(welcome.keep_alive_secs.into());
         connection.agree(true, welcome.window, keep_alive);
-        if welcome.inventory
-            && let Err(error) = self.send_inventory(&mut connection)
-        {
-            return error.to_string();
+        let reason = match self.exchange(&mut connection, welcome).await {
+            Ok(never) => match never {},
+            Err(reason) => reason,
+        };
+        connection.close().await;
+        reason
+    }
+
+    async fn exchange(
+        &mut self,
+        connection: &mut Connection,
+        welcome: &Welcome,
+    ) -> Result<Infallible, String> {
+        let held = match welcome.inventory {
+            true => Some(meta::holdings(&self.store).map_err(say)?),
+            false => None,
+        };
+        let mut exchange = Exchange::new(held.as_ref());
+        while let Some(part) = exchange.inventory() {
+            connection.send_plain(part);
         }
         self.waiting.clear();
-        if let Err(error) = self.up.say_all(&self.store) {
-            return error.to_string();
-        }
+        self.up.say_all(&self.store).map_err(say)?;
         let mut bodies: VecDeque<Body> = VecDeque::new();
-        let mut events: VecDeque<(u64, ItemId)> = VecDeque::new();
         loop {
             while connection.has_room() {
-                if bodies.is_empty()
-                    && let Some((about, ())) = self.waiting.try_pop()
-                {
-                    match self.up.bodies(&self.store, &about) {
-                        Ok(more) => bodies.extend(more),
-                        Err(error) => return error.to_string(),
-                    }
-                    continue;
+                if let Some(body) = bodies.pop_front() {
+                    connection.send(body);
+                } else if let Some((about, ())) = self.waiting.try_pop() {
+                    bodies.extend(self.up.bodies(&self.store, &about).map_err(say)?);
+                } else if let Some((id, body)) = self.up.item_after(exchange.items_after()) {
+                    let seq = connection.send(body);
+                    exchange.item_sent(seq, id);
+                } else {
+                    break;
                 }
-                let Some(body) = bodies.pop_front() else { break };
-                let event = match &body {
-                    Body::Event(happening) => Some(happening.id),
-                    _ => None,
-                };
-                // Sent already on this connection, and not yet acknowledged.
-                if event.is_some_and(|id| events.iter().any(|(_, sent)| *sent == id)) {
-                    continue;
-                }
-                let seq = connection.send(body);
-                events.extend(event.map(|id| (seq, id)));
             }
             if let Some(body) = self.look_at_age() {
                 connection.send_plain(body);
             }
-            if self.renewal.wants_reconnect(self.tasks.now(), bodies.is_empty() && events.is_empty()) {
-                connection.close().await;
-                return "its certificate was renewed".into();
+            if self.renewal.wants_reconnect(self.tasks.now(), bodies.is_empty() && exchange.is_idle()) {
+                return Err("its certificate was renewed".into());
             }
             let waiting = self.waiting.clone();
             let ready = async {
@@ -243,104 +247,51 @@ impl Hub {
             {
                 heard.extend(more);
             }
-            if let Err(reason) = self.take(&mut connection, heard, &mut events).await {
-                return reason;
+            let outcome = exchange.hear(heard, |key| meta::held(&self.store, key));
+            for deed in outcome.deeds {
+                self.perform(connection, deed).await?;
+            }
+            for seq in outcome.done {
+                connection.done(seq);
+            }
+            if let Some(reason) = outcome.closed {
+                return Err(reason);
             }
         }
     }
 
-    fn send_inventory(&self, connection: &mut Connection) -> Result<(), crate::store::StoreError> {
-        let mut holdings = meta::inventory(&self.store)?;
-        loop {
-            let rest = holdings.split_off(holdings.len().min(INVENTORY_PART));
-            let last = rest.is_empty();
-            connection.send_plain(Body::Inventory(Inventory { holdings, last }));
-            if last {
-                return Ok(());
+    async fn perform(&mut self, connection: &mut Connection, deed: Deed) -> Result<(), String> {
+        match deed {
+            Deed::Apply(orders) => self.meta.apply(orders).await.map_err(say),
+            Deed::Synced => self.meta.synced().await.map_err(say),
+            Deed::Say(body) => {
+                connection.send_plain(body);
+                Ok(())
             }
-            holdings = rest;
-        }
-    }
-
-    /// Acts on what the cloud has said, in its order.
-    async fn take(
-        &mut self,
-        connection: &mut Connection,
-        heard: Vec<Heard>,
-        events: &mut VecDeque<(u64, ItemId)>,
-    ) -> Result<(), String> {
-        let mut orders = Vec::new();
-        let mut done = Vec::new();
-        let mut outcome = Ok(());
-        for heard in heard {
-            match heard {
-                Heard::Acked(seq) => {
-                    while let Some((sent, id)) = events.front()
-                        && *sent <= seq
-                    {
-                        self.up.event_done(*id);
-                        events.pop_front();
-                    }
-                }
-                Heard::Closed(reason) => {
-                    outcome = Err(reason);
-                    break;
-                }
-                Heard::Body(seq, Body::Synced) => {
-                    self.apply(&mut orders).await?;
-                    self.meta.synced().await.map_err(|error| error.to_string())?;
-                    done.push(seq);
-                }
-                Heard::Body(seq, Body::Renewed(renewed)) => {
-                    self.renewal.answered(&mut self.identity, renewed, self.tasks.now());
-                    done.push(seq);
-                }
-                Heard::Body(seq, body) => {
-                    match order(body) {
-                        Ok(order) => orders.push(order),
-                        // The cloud cannot know better by being told.
-                        Err(reason) => log::error!("an order of the cloud was passed over: {reason}"),
-                    }
-                    done.push(seq);
-                }
+            Deed::Delivered(id) => {
+                self.up.delivered(id);
+                Ok(())
+            }
+            Deed::Renewed(renewed) => {
+                self.renewal.answered(&mut self.identity, renewed, self.tasks.now());
+                Ok(())
+            }
+            Deed::Trust(_) => Ok(()),
+            // The cloud cannot know better by being told.
+            Deed::Odd(why) => {
+                log::error!("an order of the cloud was passed over: {why}");
+                Ok(())
             }
         }
-        self.apply(&mut orders).await?;
-        for seq in done {
-            connection.done(seq);
-        }
-        outcome
     }
+}
 
-    async fn apply(&self, orders: &mut Vec<Order>) -> Result<(), String> {
-        match orders.is_empty() {
-            true => Ok(()),
-            false => self.meta.apply(std::mem::take(orders)).await.map_err(|error| error.to_string()),
-        }
-    }
+fn say(error: crate::store::StoreError) -> String {
+    error.to_string()
 }
 
 fn membership_pins(identity: &Identity) -> Vec<Hash> {
     identity.membership().pins.iter().map(|pin| Hash(*pin.as_bytes())).collect()
-}
-
-/// The order in a body.
-fn order(body: Body) -> Result<Order, String> {
-    match body {
-        Body::Put(put) => {
-            let key = Key::try_from(&put.key).map_err(|error| error.to_string())?;
-            if put.encoding != ENCODING_PLAIN {
-                return Err(format!("{key} is in an unknown encoding"));
-            }
-            let value = codec::decode(&put.object).map_err(|error| format!("{key}: {error}"))?;
-            Ok(Order::Put(key, value))
-        }
-        Body::Drop(gone) => {
-            let key = Key::try_from(&gone.key).map_err(|error| error.to_string())?;
-            Ok(Order::Drop(key, Uid(gone.uid)))
-        }
-        _ => Err("something that clouds do not say".into()),
-    }
 }
 
 /// The fact that counts the agent's starts.

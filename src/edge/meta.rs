@@ -7,9 +7,8 @@ use async_channel::{Receiver, Sender};
 use serde_json::Value;
 
 use super::pods::{Pods, ToPods};
-use crate::link::Holding;
 use crate::link::sync::{Set, set_digest};
-use crate::object::{Key, Object, Origin, Uid, content_hash, meta_str};
+use crate::object::{Key, Object, Origin, Uid, codec, content_hash, meta_str};
 use crate::store::{Action, Durability, Expect, Scope, Store, StoreError, Write, WriteError};
 use crate::task::Tasks;
 use crate::trust::names::ClusterUid;
@@ -21,7 +20,7 @@ const KINDS: [(&str, &str); 3] = [("", "configmaps"), ("", "pods"), ("", "secret
 const SYNCED_WITH: &str = "edge/synced-with";
 
 /// One order of the cloud.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Order {
     /// Hold this object.
     Put(Key, Value),
@@ -75,18 +74,17 @@ pub fn holdings(store: &Store) -> Result<Set, StoreError> {
     Ok(set)
 }
 
+/// What the board holds of the cloud's under a key, as uid and content in CBOR.
+/// A store that cannot be read holds nothing that a change could be taken
+/// against.
+pub fn held(store: &Store, key: &Key) -> Option<(Uid, Vec<u8>)> {
+    let object = store.get(key).ok()??;
+    (object.origin == Origin::Cloud).then(|| (object.uid.clone(), codec::encode_content(&object.value)))
+}
+
 /// The digest for `Hello`.
 pub fn digest(store: &Store) -> Result<[u8; 32], StoreError> {
     holdings(store).map(|set| set_digest(&set))
-}
-
-/// The holdings as an inventory names them.
-pub fn inventory(store: &Store) -> Result<Vec<Holding>, StoreError> {
-    let set = holdings(store)?;
-    Ok(set
-        .iter()
-        .map(|(key, (uid, hash))| Holding { key: key.into(), uid: uid.0.clone(), hash: *hash })
-        .collect())
 }
 
 /// The cluster of which the store holds a whole set, if it does of one.

@@ -186,16 +186,20 @@ impl Up {
                     Vec::new()
                 }
             },
-            About::Events => shared
-                .events
-                .iter()
-                .map(|(id, event)| Body::Event(Happening { id: *id, event: codec::encode(event) }))
-                .collect(),
+            // They go by themselves, in their order: Up::item_after.
+            About::Events => Vec::new(),
         })
     }
 
-    /// The cloud has this event.
-    pub fn event_done(&self, id: ItemId) {
+    /// The next upward item after this one.
+    pub fn item_after(&self, after: ItemId) -> Option<(ItemId, Body)> {
+        let shared = self.shared();
+        let (id, event) = shared.events.iter().find(|(id, _)| *id > after)?;
+        Some((*id, Body::Event(Happening { id: *id, event: codec::encode(event) })))
+    }
+
+    /// The cloud has the items up to this one.
+    pub fn delivered(&self, id: ItemId) {
         self.shared().events.drop_while(|(waiting, _)| *waiting <= id);
     }
 }

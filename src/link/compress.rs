@@ -6,7 +6,7 @@
 //! dictionary of LZ4 reaches 64 KiB back, so of a longer base only the end
 //! counts.
 
-use super::frame::{ENCODING_LZ4, ENCODING_LZ4_BASE, ENCODING_PLAIN, Hash, NeedFull, Put};
+use super::frame::{ENCODING_LZ4, ENCODING_LZ4_BASE, ENCODING_PLAIN, Hash, Put};
 use crate::object::codec::MAX_BYTES;
 
 /// Objects under this length, in bytes, are sent as they are.
@@ -43,9 +43,10 @@ impl Packed {
 /// Why an object cannot be had from a [`Put`].
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Unpack {
-    /// The base is not here: ask for the whole object with [`NeedFull`].
+    /// The base is not here: ask for the whole object with
+    /// [`super::frame::NeedFull`].
     #[error("the base of a compressed object is not here")]
-    NeedFull(NeedFull),
+    NeedFull,
     /// More than [`MAX_BYTES`].
     #[error("an object of {0} bytes is over the limit of {MAX_BYTES}")]
     TooLong(usize),
@@ -117,7 +118,7 @@ pub fn unpack(put: &Put, base: impl FnOnce(&Hash) -> Option<Vec<u8>>) -> Result<
     }
     let dictionary = match dictionary {
         None => Vec::new(),
-        Some(hash) => base(hash).ok_or_else(|| Unpack::NeedFull(NeedFull { key: put.key.clone() }))?,
+        Some(hash) => base(hash).ok_or(Unpack::NeedFull)?,
     };
     let mut object = vec![0; length];
     let written = lz4_flex::block::decompress_into_with_dict(&put.object, &mut object, &dictionary)
@@ -257,7 +258,7 @@ mod tests {
             asked = Some(*hash);
             None
         });
-        assert_eq!(outcome, Err(Unpack::NeedFull(NeedFull { key: key() })));
+        assert_eq!(outcome, Err(Unpack::NeedFull));
         assert_eq!(asked, Some(name(&object)));
     }
 

@@ -196,6 +196,11 @@ pub struct Hello {
     #[n(9)]
     #[cbor(default)]
     pub pins: Vec<Hash>,
+    /// Counts the connections of this epoch, from 1, so that one that was
+    /// delayed on its way never takes over from a later one.
+    #[n(10)]
+    #[cbor(default)]
+    pub connection: u64,
 }
 
 /// [`Body::Welcome`].
@@ -532,6 +537,10 @@ pub struct NeedFull {
     /// Which object.
     #[n(0)]
     pub key: WireKey,
+    /// The uid of what the edge holds in its place; empty if nothing.
+    #[n(1)]
+    #[cbor(default)]
+    pub uid: String,
 }
 
 /// [`Body::Open`].
@@ -696,8 +705,10 @@ pub(crate) mod tests {
                     features: vec!["x".into()],
                     software: "0.1.0".into(),
                     pins: vec![],
+                    connection: 0,
                 })),
             ),
+            ("hello-connection", Frame::plain(Body::Hello(Hello { connection: 3, ..Hello::default() }))),
             (
                 "hello-pins",
                 Frame::plain(Body::Hello(Hello { pins: vec![Hash([9; 32])], ..Hello::default() })),
@@ -746,7 +757,7 @@ pub(crate) mod tests {
                     length: 1,
                 })),
             ),
-            ("need-full", numbered(Body::NeedFull(NeedFull { key: key.clone() }))),
+            ("need-full", numbered(Body::NeedFull(NeedFull { key: key.clone(), uid: "".into() }))),
             ("drop", numbered(Body::Drop(gone.clone()))),
             ("synced", numbered(Body::Synced)),
             ("status", numbered(Body::Status(Status { key, uid: "u1".into(), status: vec![0xa0] }))),

@@ -31,11 +31,29 @@ impl<K: Ord + Clone, V> Outgoing<K, V> {
         self.waiting.insert(turn, (key, value));
     }
 
+    /// Puts in a key's place what `merge` makes of the value that waits there.
+    pub fn update(&mut self, key: K, merge: impl FnOnce(Option<V>) -> V) {
+        let waiting = self.turn_of.get(&key).and_then(|turn| self.waiting.remove(turn));
+        let value = merge(waiting.map(|(_, value)| value));
+        self.push(key, value);
+    }
+
+    /// Takes back what waits for a key.
+    pub fn remove(&mut self, key: &K) -> Option<V> {
+        let turn = self.turn_of.remove(key)?;
+        self.waiting.remove(&turn).map(|(_, value)| value)
+    }
+
     /// Takes the value that has waited longest.
     pub fn pop(&mut self) -> Option<(K, V)> {
         let (_, (key, value)) = self.waiting.pop_first()?;
         self.turn_of.remove(&key);
         Some((key, value))
+    }
+
+    /// True if nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
     }
 
     /// Forgets everything.
@@ -95,6 +113,20 @@ impl<K: Ord + Clone, V> Latest<K, V> {
         }
     }
 
+    /// Leaves what `merge` makes of the value that waits for a key; forgotten
+    /// if nobody receives any more.
+    pub fn update(&self, key: K, merge: impl FnOnce(Option<V>) -> V) {
+        if !self.is_closed() {
+            lock(&self.queue).update(key, merge);
+            let _ = self.wake.try_send(());
+        }
+    }
+
+    /// Takes back what waits for a key.
+    pub fn remove(&self, key: &K) {
+        lock(&self.queue).remove(key);
+    }
+
     /// True if nobody receives any more.
     pub fn is_closed(&self) -> bool {
         self.wake.is_closed()
@@ -105,6 +137,11 @@ impl<K: Ord + Clone, V> LatestReceiver<K, V> {
     /// Takes the value that has waited longest, if any.
     pub fn try_pop(&self) -> Option<(K, V)> {
         lock(&self.queue).pop()
+    }
+
+    /// True once no sender is left.
+    pub fn is_over(&self) -> bool {
+        self.woken.is_closed()
     }
 
     /// Waits until something may be there; false once no sender is left.

@@ -16,11 +16,19 @@ pub fn set_digest(set: &Set) -> [u8; 32] {
     digest(set.iter().map(|(key, (uid, hash))| (key, uid, hash)))
 }
 
+/// A set as an inventory names it.
+pub fn holdings(set: &Set) -> Vec<Holding> {
+    set.iter()
+        .map(|(key, (uid, hash))| Holding { key: key.into(), uid: uid.0.clone(), hash: *hash })
+        .collect()
+}
+
 /// What the cloud has to send.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Difference {
-    /// Objects the edge lacks, or has another content of.
-    pub puts: Vec<Key>,
+    /// Objects the edge lacks, or has another content of, and the uid of what
+    /// it has in their place.
+    pub puts: Vec<(Key, Option<Uid>)>,
     /// Objects the edge is to hold no longer.
     pub drops: Vec<Gone>,
 }
@@ -34,6 +42,7 @@ pub fn difference(held: &[Holding], wanted: &Set, complete: bool) -> Difference 
         .map(|key| (WireOrd(&key.group, &key.resource, &key.namespace, &key.name), key))
         .collect();
     let mut difference = Difference::default();
+    let mut instead = BTreeMap::new();
     for holding in held {
         let WireKey { group, resource, namespace, name } = &holding.key;
         let place = WireOrd(group, resource, namespace, name);
@@ -43,14 +52,16 @@ pub fn difference(held: &[Holding], wanted: &Set, complete: bool) -> Difference 
                 missing.remove(&place);
             }
             // Replaced by the put that follows.
-            Some(_) => {}
+            Some(_) => {
+                instead.insert(place, Uid(holding.uid.clone()));
+            }
             None if complete => {
                 difference.drops.push(Gone { key: holding.key.clone(), uid: holding.uid.clone() });
             }
             None => {}
         }
     }
-    difference.puts = missing.into_values().cloned().collect();
+    difference.puts = missing.into_iter().map(|(place, key)| (key.clone(), instead.remove(&place))).collect();
     difference
 }
 
@@ -74,17 +85,12 @@ mod tests {
         )
     }
 
-    fn inventory(set: &Set) -> Vec<Holding> {
-        set.iter()
-            .map(|(key, (uid, hash))| Holding { key: key.into(), uid: uid.0.clone(), hash: *hash })
-            .collect()
-    }
-
     fn apply(mut held: Set, difference: &Difference, wanted: &Set) -> Set {
         for drop in &difference.drops {
             held.remove(&Key::try_from(&drop.key).unwrap());
         }
-        for key in &difference.puts {
+        for (key, instead) in &difference.puts {
+            assert_eq!(held.get(key).map(|(uid, _)| uid), instead.as_ref());
             held.insert(key.clone(), wanted[key].clone());
         }
         held
@@ -93,8 +99,8 @@ mod tests {
     proptest! {
         #[test]
         fn the_difference_makes_the_edge_equal_and_no_more(held in any_set(), wanted in any_set()) {
-            let difference = difference(&inventory(&held), &wanted, true);
-            prop_assert!(difference.puts.iter().all(|key| held.get(key) != wanted.get(key)));
+            let difference = difference(&holdings(&held), &wanted, true);
+            prop_assert!(difference.puts.iter().all(|(key, _)| held.get(key) != wanted.get(key)));
             prop_assert!(difference.drops.iter().all(|drop| !wanted.contains_key(&Key::try_from(&drop.key).unwrap())));
             let after = apply(held, &difference, &wanted);
             prop_assert_eq!(set_digest(&after), set_digest(&wanted));
@@ -103,7 +109,7 @@ mod tests {
 
         #[test]
         fn an_incomplete_cloud_takes_nothing_away(held in any_set(), wanted in any_set()) {
-            let difference = difference(&inventory(&held), &wanted, false);
+            let difference = difference(&holdings(&held), &wanted, false);
             prop_assert!(difference.drops.is_empty());
         }
 

@@ -46,6 +46,21 @@ pub fn encode(value: &Value) -> Vec<u8> {
     encoder.into_writer()
 }
 
+/// Encodes what both ends of a link agree on: what
+/// [`super::content_hash`] is over. A board holds and a cloud sends exactly
+/// these bytes, so that a change can be sent against them.
+pub fn encode_content(value: &Value) -> Vec<u8> {
+    let mut value = match value {
+        Value::Object(map) => {
+            let kept = map.iter().filter(|(field, _)| *field != "status");
+            Value::Object(kept.map(|(field, item)| (field.clone(), item.clone())).collect())
+        }
+        other => other.clone(),
+    };
+    super::strip_server_fields(&mut value);
+    encode(&value)
+}
+
 /// Encodes a value that [`decode`] will read again.
 ///
 /// # Errors

@@ -203,7 +203,7 @@ fn any_body() -> impl Strategy<Value = Body> {
         (any_key(), uid()).prop_map(|(key, uid)| Body::Status(Status { key, uid, status: vec![] })),
         (any_key(), uid()).prop_map(|(key, uid)| Body::Gone(Gone { key, uid })),
         (any_key(), uid()).prop_map(|(key, uid)| Body::Drop(Gone { key, uid })),
-        any_key().prop_map(|key| Body::NeedFull(NeedFull { key })),
+        any_key().prop_map(|key| Body::NeedFull(NeedFull { key, uid: String::new() })),
         any_key().prop_map(|key| Body::Put(Put { key, ..Put::default() })),
         Just(Body::Register(Register::default())),
         Just(Body::Event(Happening::default())),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::{ClusterError, Seen, Weight, complete_metadata};
-use crate::object::{Key, Object, Origin, Uid};
+use crate::object::{Key, Object, Origin, Revision, Uid};
 use crate::store::{Action, Durability, Expect, Scope, Store, Watch, Write};
 
 /// Tries of a change that others keep overtaking.
@@ -28,6 +28,10 @@ impl Embedded {
 
     pub(super) fn get(&self, key: &Key) -> Result<Option<Arc<Object>>, ClusterError> {
         Ok(self.store.get(key)?)
+    }
+
+    pub(super) fn get_at(&self, key: &Key) -> Result<(Revision, Option<Arc<Object>>), ClusterError> {
+        Ok(self.store.get_at(key)?)
     }
 
     pub(super) async fn create(&self, key: &Key, mut value: Value) -> Result<Arc<Object>, ClusterError> {
@@ -150,13 +154,13 @@ impl Follow {
             if let Ok(change) = watch.next().await {
                 return Ok(match change.removed {
                     true => Seen::Removed(change.object.clone()),
-                    false => Seen::Put(change.object.clone()),
+                    false => Seen::Put(change.object.clone(), change.previous.clone()),
                 });
             }
             self.watch = None;
         }
         let (listing, watch) = self.store.list_and_watch(self.scope.clone())?;
         self.watch = Some(watch);
-        Ok(Seen::Listed(listing.objects))
+        Ok(Seen::Listed(listing.objects, listing.revision))
     }
 }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_channel::Receiver;
 use futures_lite::FutureExt;
 use serde_json::Value;
 
@@ -11,15 +12,15 @@ use super::Context;
 use super::refusals::Account;
 use super::register::{self, Keeper};
 use super::renew;
+use super::sync::{Next, Sync};
 use crate::cloud::authorise::authorise;
 use crate::cloud::cluster::{ClusterError, Weight};
-use crate::cloud::nodes::{Attached, Order, encoded};
-use crate::link::frame::{
-    DIGEST_ALGORITHM, Happening, Hello, INVENTORY_MAX, Put, Refused, Renewed, Welcome, negotiate,
-};
+use crate::cloud::nodes::{Attached, Claim, Order};
+use crate::link::frame::{FEATURE_LZ4, Happening, Hello, Refused, Welcome, negotiate};
+use crate::link::outgoing::LatestReceiver;
 use crate::link::session::{KEEP_ALIVE, WINDOW};
-use crate::link::sync::{difference, set_digest};
-use crate::link::{Body, Connection, Heard, Holding};
+use crate::link::sync::Set;
+use crate::link::{Body, Connection, Heard};
 use crate::object::{Key, Object, Uid, codec};
 use crate::trust::certificate::PeerIdentity;
 use crate::trust::names::{Fingerprint, NodeName};
@@ -49,47 +50,47 @@ pub(super) async fn serve(context: Arc<Context>, mut connection: Connection, pee
         connection.close().await;
         return reason;
     }
-    let Some(attached) = context.nodes.attach(node.clone()).await else {
-        return "the cloud is stopping".into();
+    let claim = Claim { generation: hello.generation, epoch: hello.epoch, connection: hello.connection };
+    let Some(attached) = context.nodes.attach(node.clone(), claim).await else {
+        let reason = "a later connection of this node is there already".to_owned();
+        connection.send_plain(Body::Refused(Refused { reason: reason.clone(), permanent: false }));
+        connection.close().await;
+        return reason;
     };
     log::info!("node {node} connected: holm {}, epoch {}", hello.software, hello.epoch);
     context.lifecycle.seen(&node);
-    let in_sync = hello.digest_algorithm == DIGEST_ALGORITHM && set_digest(&attached.wanted) == hello.digest;
+    let Attached { session, wanted, complete, orders, completed } = attached;
+    let sync = Sync::new(&hello, context.cluster_uid.as_str(), wanted, complete);
     connection.send_plain(Body::Welcome(Welcome {
         version,
         cluster: context.cluster_uid.to_string(),
         time_ms: u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default(),
-        complete: attached.complete,
-        inventory: !in_sync,
+        complete,
+        inventory: sync.wants_inventory(),
         window: WINDOW,
         keep_alive_secs: u32::try_from(KEEP_ALIVE.as_secs()).unwrap_or(15),
         endpoints: context.endpoints.iter().map(ToString::to_string).collect(),
-        features: Vec::new(),
+        features: vec![FEATURE_LZ4.into()],
         software: env!("CARGO_PKG_VERSION").into(),
         pins: Vec::new(),
         renew_only: false,
     }));
     connection.agree(false, WINDOW, KEEP_ALIVE);
-    // Only what is known to be all of it is said to be all of it.
-    let is_whole = attached.complete;
-    let belongs = hello.cluster.is_empty() || hello.cluster == context.cluster_uid.to_string();
     let account = context.refusals.open(&node);
     let mut session = Session {
         context,
         node,
         key,
-        attached,
-        first: VecDeque::new(),
-        inventory: (!in_sync).then(Vec::new),
-        belongs,
+        session,
+        sync,
+        answers: VecDeque::new(),
+        orders,
+        completed,
         account,
         registration: None,
         peer,
         renewals: 0,
     };
-    if in_sync && is_whole && belongs {
-        session.first.push_back(First::Synced);
-    }
     let reason = session.run(connection, &hello).await;
     match session.account.summary() {
         Some(refused) => format!("{reason}; {refused}"),
@@ -108,26 +109,17 @@ async fn keeps_place(context: &Context, node: &NodeName, key: &Fingerprint) -> R
     }
 }
 
-/// What is to be sent before any order: the difference, then the word that it
-/// was all.
-enum First {
-    Put(Key),
-    Drop(crate::link::frame::Gone),
-    Renewed(Renewed),
-    Synced,
-}
-
 struct Session {
     context: Arc<Context>,
     node: NodeName,
     key: Fingerprint,
-    attached: Attached,
-    first: VecDeque<First>,
-    /// The inventory as it arrives; `None` once it is whole, or not needed.
-    inventory: Option<Vec<Holding>>,
-    /// True unless the edge holds objects of another cluster: then nothing is
-    /// dropped.
-    belongs: bool,
+    /// Its number, for [`crate::cloud::nodes::Nodes::read`].
+    session: u64,
+    sync: Sync,
+    /// What goes before anything of `sync`.
+    answers: VecDeque<Body>,
+    orders: LatestReceiver<Key, Order>,
+    completed: Receiver<Set>,
     account: Account,
     /// How the node last registered: if its object is removed while it is
     /// connected, it is made again.
@@ -137,9 +129,10 @@ struct Session {
     renewals: usize,
 }
 
-enum Next {
+enum Waited {
     Heard(Vec<Heard>),
     Orders,
+    Completed(Set),
     Replaced,
 }
 
@@ -148,31 +141,34 @@ impl Session {
         loop {
             while connection.has_room() {
                 match self.next_body().await {
-                    Some(body) => {
-                        connection.send(body);
+                    Ok(Some(body)) => {
+                        let based = Sync::based_on(&body);
+                        let seq = connection.send(body);
+                        if let Some(key) = based {
+                            self.sync.sent(seq, key);
+                        }
                     }
-                    None => break,
+                    Ok(None) => break,
+                    // What could not be read is found again by the difference
+                    // of the next connection.
+                    Err(error) => return error.to_string(),
                 }
             }
-            let orders = self.attached.orders.clone();
-            let more = async {
-                match orders.ready().await {
-                    true => Next::Orders,
-                    false => Next::Replaced,
-                }
-            };
-            let heard = async { Next::Heard(connection.next().await) };
-            match heard.or(more).await {
-                Next::Orders => {}
-                Next::Replaced => {
+            match self.wait(&mut connection).await {
+                Waited::Orders => {}
+                Waited::Completed(wanted) => self.sync.completed(&wanted),
+                Waited::Replaced => {
                     connection.close().await;
-                    return format!("a newer connection took over from epoch {}", hello.epoch);
+                    return self.replaced(hello);
                 }
-                Next::Heard(heard) => {
+                // What an old connection still says is older than what the
+                // newer one has said.
+                Waited::Heard(_) if self.orders.is_over() => return self.replaced(hello),
+                Waited::Heard(heard) => {
                     self.context.lifecycle.seen(&self.node);
                     for heard in heard {
                         match heard {
-                            Heard::Acked(_) => {}
+                            Heard::Acked(seq) => self.sync.acked(seq),
                             Heard::Closed(reason) => return reason,
                             Heard::Body(seq, body) => {
                                 if let Err(reason) = self.take(body).await {
@@ -187,86 +183,83 @@ impl Session {
         }
     }
 
+    fn replaced(&self, hello: &Hello) -> String {
+        format!("a newer connection took over from epoch {}", hello.epoch)
+    }
+
+    async fn wait(&self, connection: &mut Connection) -> Waited {
+        let heard = async { Waited::Heard(connection.next().await) };
+        let more = async {
+            match self.orders.ready().await {
+                true => Waited::Orders,
+                false => Waited::Replaced,
+            }
+        };
+        let completed = async {
+            match self.completed.recv().await {
+                Ok(wanted) => Waited::Completed(wanted),
+                // Said already, or the session is replaced: the orders tell.
+                Err(_) => futures_lite::future::pending().await,
+            }
+        };
+        heard.or(more).or(completed).await
+    }
+
     /// What is to be sent next, if anything is.
-    async fn next_body(&mut self) -> Option<Body> {
-        // Orders wait until the difference is known and sent: they may be
-        // about what it has yet to put.
-        if self.inventory.is_some() {
-            return None;
+    async fn next_body(&mut self) -> Result<Option<Body>, ClusterError> {
+        if let Some(answer) = self.answers.pop_front() {
+            return Ok(Some(answer));
         }
-        while let Some(first) = self.first.pop_front() {
-            match first {
-                First::Synced => return Some(Body::Synced),
-                First::Drop(gone) => return Some(Body::Drop(gone)),
-                First::Renewed(renewed) => return Some(Body::Renewed(renewed)),
-                First::Put(key) => match self.context.cluster.get(&key).await {
-                    Ok(Some(object)) => return Some(put(&key, encoded(&object))),
-                    // Removed since: an order to drop it is on its way.
-                    Ok(None) => {}
-                    Err(error) => log::warn!("node {} waits for {key}: {error}", self.node),
-                },
+        loop {
+            match self.sync.next(|| self.orders.try_pop()) {
+                None => return Ok(None),
+                Some(Next::Send(body)) => return Ok(Some(body)),
+                Some(Next::Read(key)) => {
+                    let object = self.context.nodes.read(&self.node, self.session, &key).await?;
+                    let content = object.map(|object| codec::encode_content(&object.value));
+                    if let Some(body) = self.sync.read(content.as_deref()) {
+                        return Ok(Some(body));
+                    }
+                }
             }
         }
-        let (key, order) = self.attached.orders.try_pop()?;
-        Some(match order {
-            Order::Put(object) => put(&key, object),
-            Order::Drop(uid) => Body::Drop(crate::link::frame::gone(&key, &uid)),
-        })
     }
 
     /// Acts on what the node says. An error ends the connection.
     async fn take(&mut self, body: Body) -> Result<(), String> {
-        match body {
+        let outcome = match body {
             Body::Inventory(part) => {
-                let Some(inventory) = &mut self.inventory else {
-                    return Err("it sent an inventory that nobody asked for".into());
-                };
-                inventory.extend(part.holdings);
-                if inventory.len() > INVENTORY_MAX {
-                    return Err("its inventory is longer than any board's".into());
-                }
-                if part.last {
-                    let held = self.inventory.take().unwrap_or_default();
-                    self.plan_difference(&held);
+                if let Some(plan) = self.sync.inventory(part).map_err(|what| format!("it sent {what}"))? {
+                    log::info!(
+                        "node {} holds {} objects: {} to put, {} to drop",
+                        self.node,
+                        plan.held,
+                        plan.puts,
+                        plan.drops
+                    );
                 }
                 Ok(())
             }
             Body::Renew(renew) => {
                 let renewed = renew::answer(&self.context, &self.peer, &renew, self.renewals).await;
                 self.renewals += 1;
-                self.first.push_back(First::Renewed(renewed));
+                self.answers.push_back(Body::Renewed(renewed));
                 Ok(())
             }
-            body => match self.act(&body).await {
-                Ok(()) => Ok(()),
-                Err(Failure::Refused(reason)) => {
-                    if self.account.refused(reason) {
-                        log::warn!("node {} was refused: it sent {reason}", self.node);
-                    }
-                    Ok(())
+            Body::NeedFull(need) => self.sync.need_full(&need).map_err(Failure::Refused),
+            body => self.act(&body).await,
+        };
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(Failure::Refused(reason)) => {
+                if self.account.refused(reason) {
+                    log::warn!("node {} was refused: it sent {reason}", self.node);
                 }
-                // Not done, so not acknowledged: the node says it again on its
-                // next connection.
-                Err(Failure::Cluster(error)) => Err(error.to_string()),
-            },
-        }
-    }
-
-    fn plan_difference(&mut self, held: &[Holding]) {
-        let complete = self.attached.complete && self.belongs;
-        let mut difference = difference(held, &self.attached.wanted, complete);
-        difference.puts.sort_by_key(|key| key.is("", "pods"));
-        log::info!(
-            "node {} holds {} objects: {} to put, {} to drop",
-            self.node,
-            held.len(),
-            difference.puts.len(),
-            difference.drops.len()
-        );
-        self.first.extend(difference.drops.into_iter().map(First::Drop));
-        self.first.extend(difference.puts.into_iter().map(First::Put));
-        if complete {
-            self.first.push_back(First::Synced);
+                Ok(())
+            }
+            // Not done, so not acknowledged: the node says it again on its
+            // next connection.
+            Err(Failure::Cluster(error)) => Err(error.to_string()),
         }
     }
 
@@ -360,10 +353,6 @@ fn ignore_missing(outcome: Result<(), ClusterError>) -> Result<(), Failure> {
         Err(ClusterError::Missing(_) | ClusterError::Conflict(_)) => Ok(()),
         outcome => Ok(outcome?),
     }
-}
-
-fn put(key: &Key, object: Vec<u8>) -> Body {
-    Body::Put(Put { key: key.into(), object, ..Put::default() })
 }
 
 /// The object that a body is about.

@@ -1,7 +1,7 @@
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
-use crate::object::Origin;
+use crate::object::{Origin, Uid};
 use crate::store::{Action, Durability, Expect, Options, Store, Write};
 
 /// A store, the task over it, and a way to change one and see the other.
@@ -44,7 +44,7 @@ impl Bench {
     }
 
     async fn attach(&self) -> Attached {
-        self.nodes.attach(name()).await.unwrap()
+        self.nodes.attach(name(), Claim::default()).await.unwrap()
     }
 }
 
@@ -56,9 +56,9 @@ fn names(set: &Set) -> Vec<String> {
 async fn next(attached: &Attached) -> String {
     let wait = async { attached.orders.pop().await.unwrap() };
     let (key, order) = crate::task::within(std::time::Duration::from_secs(10), wait).await.unwrap();
-    match order {
-        Order::Put(_) => format!("+{key}"),
-        Order::Drop(_) => format!("-{key}"),
+    match order.now {
+        Some(_) => format!("+{key}"),
+        None => format!("-{key}"),
     }
 }
 

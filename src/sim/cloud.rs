@@ -436,7 +436,7 @@ impl World {
             };
             cloud.sum.based += usize::from(matches!(&body, Body::Put(Put { base: Some(_), .. })));
             let based = Sync::based_on(&body);
-            let (seq, frame) = open.session.send(body);
+            let (seq, frame) = open.session.send(self.now, body);
             if let Some(key) = based {
                 sync.sent(seq, key);
             }

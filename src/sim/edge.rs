@@ -459,7 +459,7 @@ impl World {
                     }
                 };
                 match body {
-                    Some(body) => connection.session.send(body).1,
+                    Some(body) => connection.session.send(self.now, body).1,
                     None => continue,
                 }
             } else if let Some((id, payload)) = edge
@@ -468,7 +468,8 @@ impl World {
                 .find(|(id, _)| *id > exchange.items_after() && id.sequence > edge.delivered)
             {
                 let event = codec::encode(&Value::from(*payload));
-                let (seq, frame) = connection.session.send(Body::Event(Happening { id: *id, event }));
+                let (seq, frame) =
+                    connection.session.send(self.now, Body::Event(Happening { id: *id, event }));
                 exchange.item_sent(seq, *id);
                 frame
             } else {

@@ -87,7 +87,13 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<Moved, EdgeError> {
     let api_address = net::local_address(&api_listener, options.api_listen);
     let (store, setback) = recover::open(
         &options.data_dir,
-        store::Options { history: 256, history_bytes: 1 << 20, watch_queue: 256, ..Default::default() },
+        store::Options {
+            history: 256,
+            history_bytes: 1 << 20,
+            watch_queue: 256,
+            watch_bytes: 1 << 20,
+            ..Default::default()
+        },
     )?;
     let runtime = Runtime::new(tasks.executor().clone(), &options.runtime_endpoint)?;
     // The service is up from here on, though joining may wait for a network.
@@ -117,7 +123,7 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<Moved, EdgeError> {
 
     // The picture: orders come down from the hub through meta to the pods;
     // what they report goes up through the reporter to the hub.
-    let (up, waiting) = report::Up::new(store.generation());
+    let (up, waiting) = report::Up::new(&store)?;
     if let Some(setback) = &setback {
         up.event(report::about_node(&node_name, "StoreRebuilt", &setback.message()));
     }

@@ -9,14 +9,23 @@ use serde_json::{Value, json};
 
 use super::pods::{PodEvent, Report};
 use crate::link::frame::{Happening, Register, Status, gone};
-use crate::link::outgoing::{LatestReceiver, Recent};
+use crate::link::outgoing::LatestReceiver;
 use crate::link::{Body, ItemId, Latest};
 use crate::object::{Key, Object, Origin, Uid, codec, now_rfc3339};
-use crate::store::{Action, Durability, Expect, Scope, Store, StoreError, Write, WriteError};
+use crate::store::{
+    self, Action, Durability, Expect, Outbox, OutboxOptions, Scope, Store, StoreError, WhenFull, Write,
+    WriteError,
+};
 use crate::trust::names::NodeName;
 
-/// Events that wait for the cloud at most; the oldest go first.
-const EVENTS: usize = 256;
+/// Events that wait for the cloud, in memory only; the oldest go first.
+const EVENTS: OutboxOptions = OutboxOptions {
+    name: "events",
+    durability: Durability::Volatile,
+    items: 256,
+    bytes: 512 << 10,
+    when_full: WhenFull::DropOldest,
+};
 /// Characters of an Event's message at most (Kubernetes: events.k8s.io/v1
 /// `note`).
 const MESSAGE: usize = 1024;
@@ -38,6 +47,7 @@ pub enum About {
 #[derive(Clone)]
 pub struct Up {
     mailbox: Latest<About, ()>,
+    events: Outbox,
     shared: Arc<Mutex<Shared>>,
 }
 
@@ -45,26 +55,17 @@ struct Shared {
     node: Option<Value>,
     node_status: Option<(Key, Value)>,
     gone: Vec<(Key, Uid)>,
-    events: Recent<(ItemId, Value)>,
-    next_event: ItemId,
     /// Whether the cloud is there, since when, and what is said about it.
     cloud: Option<(bool, String, String)>,
 }
 
 impl Up {
     /// Makes the way up, and its end for the hub.
-    pub fn new(generation: u64) -> (Up, LatestReceiver<About, ()>) {
+    pub fn new(store: &Store) -> Result<(Up, LatestReceiver<About, ()>), StoreError> {
         let (mailbox, receiver) = Latest::new();
-        let shared = Shared {
-            node: None,
-            node_status: None,
-            gone: Vec::new(),
-            events: Recent::new(EVENTS),
-            // Events wait in memory only, so each start has numbers of its own.
-            next_event: ItemId { generation: generation ^ fastrand::u64(..), sequence: 1 },
-            cloud: None,
-        };
-        (Up { mailbox, shared: Arc::new(Mutex::new(shared)) }, receiver)
+        let shared = Shared { node: None, node_status: None, gone: Vec::new(), cloud: None };
+        let events = store.outbox(EVENTS)?;
+        Ok((Up { mailbox, events, shared: Arc::new(Mutex::new(shared)) }, receiver))
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
@@ -127,16 +128,19 @@ impl Up {
 
     /// Something to be seen with `kubectl get events`.
     pub fn event(&self, event: Value) {
-        let mut shared = self.shared();
-        let id = shared.next_event;
-        shared.next_event.sequence = id.sequence.wrapping_add(1);
-        shared.events.push((id, event));
-        self.mailbox.push(About::Events, ());
+        match self.events.append_now(codec::encode(&event)) {
+            Ok(_) => self.mailbox.push(About::Events, ()),
+            Err(error) => log::error!("an Event is not reported: {error}"),
+        }
     }
 
     /// Says everything again that the other end may not know: for a new
     /// connection.
     pub fn say_all(&self, store: &Store) -> Result<(), StoreError> {
+        let lost = self.events.take_dropped();
+        if lost > 0 {
+            log::warn!("{lost} Events are lost: newer ones pushed them out before the cloud had them");
+        }
         let gone = {
             let shared = self.shared();
             if shared.node.is_some() {
@@ -193,14 +197,19 @@ impl Up {
 
     /// The next upward item after this one.
     pub fn item_after(&self, after: ItemId) -> Option<(ItemId, Body)> {
-        let shared = self.shared();
-        let (id, event) = shared.events.iter().find(|(id, _)| *id > after)?;
-        Some((*id, Body::Event(Happening { id: *id, event: codec::encode(event) })))
+        let ItemId { generation, sequence } = after;
+        let after = store::ItemId { generation, sequence };
+        // What is in memory only can always be read.
+        let (store::ItemId { generation, sequence }, event) =
+            self.events.read(Some(after), 1, usize::MAX).ok()?.pop()?;
+        let id = ItemId { generation, sequence };
+        Some((id, Body::Event(Happening { id, event })))
     }
 
     /// The cloud has the items up to this one.
     pub fn delivered(&self, id: ItemId) {
-        self.shared().events.drop_while(|(waiting, _)| *waiting <= id);
+        let ItemId { generation, sequence } = id;
+        self.events.acknowledge(store::ItemId { generation, sequence });
     }
 }
 
@@ -290,4 +299,45 @@ fn to_event(node: &NodeName, event: &PodEvent) -> Value {
         "reportingComponent": "holm-edge", "reportingInstance": node.as_str(),
         "firstTimestamp": now, "lastTimestamp": now, "count": 1,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bodies(up: &Up) -> Vec<(ItemId, u64)> {
+        let mut found = Vec::new();
+        let mut after = ItemId::default();
+        while let Some((id, Body::Event(happening))) = up.item_after(after) {
+            let event = codec::decode(&happening.event).unwrap();
+            found.push((happening.id, event["count"].as_u64().unwrap()));
+            after = id;
+        }
+        found
+    }
+
+    #[test]
+    fn events_go_up_in_order_until_they_are_taken_and_those_that_are_lost_are_counted() {
+        let directory = std::env::temp_dir().join(format!("holm-report-{}", Uid::random()));
+        let store = Store::open(&directory, store::Options::default()).unwrap();
+        let (up, _waiting) = Up::new(&store).unwrap();
+        (0..300u64).for_each(|count| up.event(json!({"count": count})));
+        let waiting = bodies(&up);
+        assert_eq!(
+            waiting.iter().map(|(_, count)| *count).collect::<Vec<_>>(),
+            (44..300).collect::<Vec<_>>()
+        );
+        assert!(waiting.iter().all(|(id, _)| id.generation == waiting[0].0.generation));
+        assert_eq!(up.events.dropped(), 44);
+        up.say_all(&store).unwrap();
+        assert_eq!(up.events.dropped(), 0, "said once");
+        up.delivered(waiting[100].0);
+        assert_eq!(bodies(&up), waiting[101..]);
+        // The numbers of another start are nobody's here.
+        up.delivered(ItemId { generation: 1, ..waiting[200].0 });
+        assert_eq!(bodies(&up).len(), 155);
+        assert_eq!(store.commits(), 0, "Events do not touch the flash");
+        drop((up, store));
+        let _ = std::fs::remove_dir_all(&directory);
+    }
 }

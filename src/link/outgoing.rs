@@ -1,7 +1,7 @@
 //! What waits to be sent: at most one thing a key, and a few that are not
 //! keyed. Nothing here grows with time, only with the number of objects.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_channel::{Receiver, Sender};
@@ -168,41 +168,6 @@ impl<K: Ord + Clone, V> LatestReceiver<K, V> {
     }
 }
 
-/// A queue of items that must keep their order, with a limit: when it is full
-/// the oldest goes.
-#[derive(Debug)]
-pub struct Recent<T> {
-    items: VecDeque<T>,
-    limit: usize,
-}
-
-impl<T> Recent<T> {
-    /// A queue of at most `limit` items.
-    pub fn new(limit: usize) -> Recent<T> {
-        Recent { items: VecDeque::new(), limit }
-    }
-
-    /// Adds an item at the end.
-    pub fn push(&mut self, item: T) {
-        if self.items.len() >= self.limit {
-            self.items.pop_front();
-        }
-        self.items.push_back(item);
-    }
-
-    /// Drops the items at the front for which `done` holds.
-    pub fn drop_while(&mut self, done: impl Fn(&T) -> bool) {
-        while self.items.front().is_some_and(&done) {
-            self.items.pop_front();
-        }
-    }
-
-    /// The items, oldest first.
-    pub fn iter(&self) -> impl Iterator<Item = &T> {
-        self.items.iter()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -233,14 +198,5 @@ mod tests {
         assert_eq!(seen, [9999, 9997, 9998]);
         drop(latest);
         assert_eq!(smol::block_on(receiver.pop()), None);
-    }
-
-    #[test]
-    fn a_full_queue_loses_the_oldest() {
-        let mut recent = Recent::new(2);
-        (0..5).for_each(|n| recent.push(n));
-        assert_eq!(recent.iter().copied().collect::<Vec<_>>(), [3, 4]);
-        recent.drop_while(|n| *n < 4);
-        assert_eq!(recent.iter().count(), 1);
     }
 }

@@ -29,6 +29,11 @@ pub enum Heard {
 /// turn.
 const BULK_TURN: usize = 8;
 
+/// Frames that wait for a peer that does not read, at most: answers to what it
+/// sent, for nothing else is made while something waits. Above what two
+/// windows could ask for.
+const BACKLOG: usize = 256;
+
 /// One connection with its session, its streams and its calls.
 ///
 /// What is sent goes in this order: the session's frames, then credit, then
@@ -42,15 +47,21 @@ pub struct Connection {
     kicked: Receiver<()>,
     /// Frames that the writer had no room for.
     backlog: VecDeque<Frame>,
+    /// Things taken in since the other tasks had a turn.
+    streak: usize,
     tasks: Tasks,
 }
+
+/// Things that a connection takes in before the other tasks have a turn: a
+/// peer that sends faster than it is heard would never let them.
+const STREAK: usize = 16;
 
 impl Connection {
     /// Starts the session of a link; the edge `asks` for signs of life.
     pub fn new(link: Link, tasks: Tasks, asks: bool, window: u32, keep_alive: Duration) -> Connection {
         let session = Session::new(tasks.now(), asks, window, keep_alive);
         let (channels, kicked) = Channels::new(tasks.clone(), asks);
-        Connection { link, session, channels, kicked, backlog: VecDeque::new(), tasks }
+        Connection { link, session, channels, kicked, backlog: VecDeque::new(), streak: 0, tasks }
     }
 
     /// The handle of this connection's streams and calls. It can be used once
@@ -102,6 +113,11 @@ impl Connection {
     /// send. May be dropped and called again.
     pub async fn next(&mut self) -> Vec<Heard> {
         for _ in 0..BULK_TURN {
+            self.streak += 1;
+            if self.streak >= STREAK {
+                self.streak = 0;
+                futures_lite::future::yield_now().await;
+            }
             let had_room = self.has_room();
             let ticks = self.channels.next_tick().into_iter().chain([self.session.next_tick()]);
             let pause = ticks.min().unwrap_or_default().saturating_sub(self.tasks.now());
@@ -179,7 +195,13 @@ impl Connection {
         let mut heard = Vec::new();
         for effect in effects {
             match effect {
-                Effect::Send(frame) => self.write(frame),
+                Effect::Send(frame) => {
+                    self.write(frame);
+                    if self.backlog.len() > BACKLOG {
+                        heard.push(self.closed("the other end asks and does not read the answers".into()));
+                        break;
+                    }
+                }
                 Effect::Deliver(seq, body) if is_channels(&body) => {
                     if let Err(broken) = self.channels.frame(body) {
                         heard.push(self.closed(broken));

@@ -24,7 +24,11 @@ pub const MAX_FRAME: usize = 4 * 1024 * 1024;
 /// Holdings in one [`Body::Inventory`] at most.
 pub const INVENTORY_PART: usize = 256;
 /// Holdings in a whole inventory at most; a board with more is not one of ours.
-pub const INVENTORY_MAX: usize = 65_536;
+/// With [`NAME_MAX`] this bounds what an end that lies can make the other keep.
+pub const INVENTORY_MAX: usize = 16_384;
+/// The longest part of a key, and the longest uid, in bytes (Kubernetes: object
+/// names).
+pub const NAME_MAX: usize = 253;
 
 /// Why bytes are not a frame.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -276,16 +280,29 @@ pub struct Refused {
 pub struct WireKey {
     /// API group.
     #[n(0)]
+    #[cbor(decode_with = "short")]
     pub group: String,
     /// Plural resource.
     #[n(1)]
+    #[cbor(decode_with = "short")]
     pub resource: String,
     /// Namespace or empty.
     #[n(2)]
+    #[cbor(decode_with = "short")]
     pub namespace: String,
     /// Name.
     #[n(3)]
+    #[cbor(decode_with = "short")]
     pub name: String,
+}
+
+/// Reads a text of at most [`NAME_MAX`] bytes.
+fn short<C>(decoder: &mut minicbor::Decoder<'_>, _: &mut C) -> Result<String, minicbor::decode::Error> {
+    let text = decoder.str()?;
+    match text.len() > NAME_MAX {
+        true => Err(minicbor::decode::Error::message("a name or uid of more than 253 bytes")),
+        false => Ok(text.into()),
+    }
 }
 
 impl From<&Key> for WireKey {
@@ -316,6 +333,7 @@ pub struct Holding {
     pub key: WireKey,
     /// Its uid.
     #[n(1)]
+    #[cbor(decode_with = "short")]
     pub uid: String,
     /// [`crate::object::content_hash`] of it.
     #[n(2)]

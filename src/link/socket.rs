@@ -202,7 +202,11 @@ impl Link {
                     }
                     Some(Ok(Message::Text(_))) => Wire::Closed(LinkError::NotBinary),
                     Some(Ok(Message::Close(_))) => Wire::Closed(LinkError::Closed),
-                    Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
+                    Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {
+                        // However many of them come, others have their turns.
+                        futures_lite::future::yield_now().await;
+                        continue;
+                    }
                 };
             }
         };

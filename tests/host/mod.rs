@@ -11,6 +11,7 @@
 
 pub mod board;
 pub mod containerd;
+pub mod liar;
 pub mod world;
 
 use std::path::PathBuf;

@@ -142,7 +142,11 @@ fn a_liar_touches_nothing_of_its_neighbour_s() {
         }
         // A wish for an object that was never sent gets none.
         let puts = talk.puts.len();
-        talk.send(Body::NeedFull(NeedFull { key: key("secrets", "neighbour-secret") })).await;
+        talk.send(Body::NeedFull(NeedFull {
+            key: key("secrets", "neighbour-secret"),
+            ..NeedFull::default()
+        }))
+        .await;
         talk.settle().await;
         assert_eq!(talk.puts.len(), puts);
         assert_eq!(everything(&cloud).await, before);

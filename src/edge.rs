@@ -163,6 +163,7 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<Moved, EdgeError> {
             epoch,
             renewal: Default::default(),
             connections: 0,
+            silence: Default::default(),
         };
         tasks.spawn("hub", hub.run());
     }

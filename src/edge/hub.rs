@@ -14,9 +14,11 @@ use futures_lite::{FutureExt, future};
 
 use super::meta::{self, Meta};
 use super::report::{About, Up};
-use crate::link::frame::{DIGEST_ALGORITHM, FEATURE_LZ4, Hash, Hello, VERSION_MAX, VERSION_MIN, Welcome};
+use crate::link::frame::{DIGEST_ALGORITHM, Hash, Hello, VERSION_MAX, VERSION_MIN, Welcome, features};
+use crate::link::keepalive::KeepAlive;
 use crate::link::outgoing::LatestReceiver;
 use crate::link::{Body, Connection};
+use crate::net::network::NetworkUp;
 use crate::store::Store;
 use crate::task::{Backoff, Tasks};
 use crate::trust::clock::Clock;
@@ -56,18 +58,22 @@ pub struct Hub {
     pub renewal: renew::Renewal,
     /// How many times it has said `Hello`.
     pub connections: u64,
+    /// What is known about how long the network bears silence.
+    pub silence: KeepAlive,
 }
 
 impl Hub {
     /// Connects, serves, and connects again.
     pub async fn run(mut self) {
         let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+        let mut network = NetworkUp::default();
         let mut said = String::new();
         loop {
             match self.connect().await {
                 Ok((connection, welcome)) => {
                     said.clear();
                     backoff.reset();
+                    network.connected();
                     if welcome.renew_only {
                         let reason = self.renew_only(connection).await;
                         self.tell_board(false, &reason).await;
@@ -92,7 +98,7 @@ impl Hub {
                 }
                 Err(_) => {}
             }
-            smol::Timer::after(backoff.next_pause()).await;
+            network.pause(&mut backoff).await;
         }
     }
 
@@ -151,7 +157,7 @@ impl Hub {
             cluster: meta::synced_with(&self.store).map_err(say)?.unwrap_or_default(),
             digest_algorithm: DIGEST_ALGORITHM,
             digest: meta::digest(&self.store).map_err(say)?,
-            features: vec![FEATURE_LZ4.into()],
+            features: features(),
             software: env!("CARGO_PKG_VERSION").into(),
             pins: membership_pins(&self.identity),
             connection: self.connections,
@@ -188,10 +194,15 @@ impl Hub {
     async fn serve(&mut self, mut connection: Connection, welcome: &Welcome) -> String {
         let keep_alive = Duration::from_secs(welcome.keep_alive_secs.into());
         connection.agree(true, welcome.window, keep_alive);
+        connection.set_peer_features(&welcome.features);
+        self.silence.bound(Duration::from_secs(welcome.keep_alive_least_secs.into()), keep_alive);
+        self.silence.connected(self.tasks.now());
+        connection.adapt(self.silence.clone());
         let reason = match self.exchange(&mut connection, welcome).await {
             Ok(never) => match never {},
             Err(reason) => reason,
         };
+        self.silence = connection.keep_alive();
         connection.close().await;
         reason
     }

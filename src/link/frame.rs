@@ -255,6 +255,12 @@ pub struct Welcome {
     #[n(11)]
     #[cbor(default)]
     pub renew_only: bool,
+    /// Seconds of silence after which the edge sends a [`Body::Ping`] at the
+    /// soonest; 0 if the cloud does not say. Between this and
+    /// `keep_alive_secs` the edge decides ([`super::keepalive`]).
+    #[n(12)]
+    #[cbor(default)]
+    pub keep_alive_least_secs: u32,
 }
 
 /// A SHA-256: of an object's bytes in CBOR, or of an authority's
@@ -754,7 +760,12 @@ pub(crate) mod tests {
                     software: "0.1.0".into(),
                     pins: vec![],
                     renew_only: false,
+                    keep_alive_least_secs: 0,
                 })),
+            ),
+            (
+                "welcome-least",
+                Frame::plain(Body::Welcome(Welcome { keep_alive_least_secs: 5, ..Welcome::default() })),
             ),
             ("refused", Frame::plain(Body::Refused(Refused { reason: "no".into(), permanent: true }))),
             (

@@ -16,7 +16,8 @@ use super::sync::{Next, Sync};
 use crate::cloud::authorise::authorise;
 use crate::cloud::cluster::{ClusterError, Weight};
 use crate::cloud::nodes::{Attached, Claim, Order};
-use crate::link::frame::{FEATURE_LZ4, Happening, Hello, Refused, Welcome, negotiate};
+use crate::link::frame::{Happening, Hello, Refused, Welcome, features, negotiate};
+use crate::link::keepalive::LEAST;
 use crate::link::outgoing::LatestReceiver;
 use crate::link::session::{KEEP_ALIVE, WINDOW};
 use crate::link::sync::Set;
@@ -70,12 +71,14 @@ pub(super) async fn serve(context: Arc<Context>, mut connection: Connection, pee
         window: WINDOW,
         keep_alive_secs: u32::try_from(KEEP_ALIVE.as_secs()).unwrap_or(15),
         endpoints: context.endpoints.iter().map(ToString::to_string).collect(),
-        features: vec![FEATURE_LZ4.into()],
+        features: features(),
         software: env!("CARGO_PKG_VERSION").into(),
         pins: Vec::new(),
         renew_only: false,
+        keep_alive_least_secs: u32::try_from(LEAST.as_secs()).unwrap_or(5),
     }));
     connection.agree(false, WINDOW, KEEP_ALIVE);
+    connection.set_peer_features(&hello.features);
     let account = context.refusals.open(&node);
     let mut session = Session {
         context,

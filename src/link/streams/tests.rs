@@ -78,13 +78,23 @@ impl Pair {
     }
 }
 
-/// What a stream carries at a place: not the same on any two.
-fn byte(stream: u64, way: usize, at: usize) -> u8 {
-    (at as u64).wrapping_mul(31).wrapping_add(stream * 7 + way as u64).to_le_bytes()[0] ^ (at >> 8) as u8
-}
+/// What streams carry: each begins at another place of the same noise.
+struct Noise(Vec<u8>);
 
-fn part(stream: u64, way: usize, from: usize, count: usize) -> Vec<u8> {
-    (from..from + count).map(|at| byte(stream, way, at)).collect()
+impl Noise {
+    /// A prime, so that no lost or doubled chunk goes unnoticed.
+    const PERIOD: usize = 65_521;
+
+    fn new() -> Noise {
+        let mut random = fastrand::Rng::with_seed(3);
+        let period: Vec<u8> = (0..Self::PERIOD).map(|_| random.u8(..)).collect();
+        Noise(period.repeat(3))
+    }
+
+    fn part(&self, stream: u64, way: usize, from: usize, count: usize) -> &[u8] {
+        let at = (from + stream as usize * 1009 + way * 31) % Self::PERIOD;
+        &self.0[at..at + count]
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -118,7 +128,7 @@ proptest! {
     /// nobody gave up, honest ends break no rule, and memory stays bounded.
     #[test]
     fn bytes_arrive_in_order_and_memory_is_bounded(steps in prop::collection::vec(any_step(), 0..400)) {
-        let mut pair = Pair::new();
+        let (mut pair, noise) = (Pair::new(), Noise::new());
         // By stream and the end that writes: how much was written and read.
         let mut written: BTreeMap<(u64, usize), usize> = BTreeMap::new();
         let mut read: BTreeMap<(u64, usize), usize> = BTreeMap::new();
@@ -137,7 +147,7 @@ proptest! {
                 Step::Write(end, which, count) if !held[end].is_empty() => {
                     let stream = *which.get(&held[end]);
                     let done = written.entry((stream, end)).or_default();
-                    if let Ok(Some(taken)) = pair.ends[end].write(stream, &part(stream, end, *done, count)) {
+                    if let Ok(Some(taken)) = pair.ends[end].write(stream, noise.part(stream, end, *done, count)) {
                         prop_assert!(!finished.contains(&(stream, end)));
                         *done += taken;
                     }
@@ -147,7 +157,7 @@ proptest! {
                     let mut buffer = vec![0; count];
                     let done = read.entry((stream, 1 - end)).or_default();
                     if let Ok(Some(count)) = pair.ends[end].read(stream, &mut buffer) {
-                        prop_assert_eq!(&buffer[..count], part(stream, 1 - end, *done, count));
+                        prop_assert_eq!(&buffer[..count], noise.part(stream, 1 - end, *done, count));
                         *done += count;
                         if count == 0 {
                             prop_assert_eq!(Some(&*done), written.get(&(stream, 1 - end)).or(Some(&0)));
@@ -195,7 +205,7 @@ proptest! {
                 for stream in &held[end] {
                     while let Ok(Some(count)) = pair.ends[end].read(*stream, &mut buffer) {
                         let done = read.entry((*stream, 1 - end)).or_default();
-                        prop_assert_eq!(&buffer[..count], part(*stream, 1 - end, *done, count));
+                        prop_assert_eq!(&buffer[..count], noise.part(*stream, 1 - end, *done, count));
                         *done += count;
                         if count == 0 {
                             break;

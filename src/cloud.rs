@@ -3,6 +3,7 @@
 
 pub mod absence;
 pub mod authorise;
+pub mod authorities;
 pub mod certificates;
 pub mod cluster;
 pub mod found;
@@ -12,6 +13,7 @@ pub mod lifecycle;
 pub mod nodes;
 pub mod restore;
 pub mod revocation;
+pub mod rotation;
 pub mod scheduler;
 pub mod time;
 
@@ -29,6 +31,8 @@ use crate::object::KeyError;
 use crate::store::{self, Store, StoreError};
 use crate::task::Tasks;
 use crate::trust::names::{Endpoint, NameError};
+use crate::trust::rotation::Patience;
+use authorities::Authorities;
 use certificates::{Certificates, CertificatesError};
 use cluster::{Cluster, ClusterError};
 use found::FoundError;
@@ -103,9 +107,9 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), CloudError> {
     let cluster = Cluster::embedded(store.clone());
     let time = time::CloudTime::open(cluster.clone()).await?;
     let cluster_uid = found::namespaces(&cluster).await?;
-    let authority = Arc::new(found::authority(&cluster, &cluster_uid, time.issue()).await?);
+    let authorities = Authorities::open(cluster.clone(), cluster_uid.clone(), time.issue()).await?;
     let endpoints = endpoints(&options, net::local_address(&hub_listener, options.listen))?;
-    found::publish(&cluster, &authority, &endpoints).await?;
+    found::publish(&cluster, &cluster_uid, &authorities.now(), &endpoints).await?;
 
     let mut api_names =
         vec![ServerName::try_from("localhost").map_err(|_| CloudError::San("localhost".into()))?];
@@ -115,8 +119,7 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), CloudError> {
     }
     let certificates = Certificates::open(
         certificates::Subject {
-            authority: authority.clone(),
-            authorities: vec![authority.certificate().clone()],
+            authorities: authorities.now(),
             names: api_names,
             api: reachable(api_address),
             data_dir: options.data_dir.clone(),
@@ -143,12 +146,20 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<(), CloudError> {
     tasks.spawn("namespaces", api.clone().finish_namespaces());
     tasks.spawn("events", api.expire_events());
     time.start(&tasks);
-    certificates.start(&tasks, time.clone());
+    certificates.clone().start(&tasks, time.clone());
+    rotation::Rotating {
+        authorities: authorities.clone(),
+        certificates: Some(certificates),
+        endpoints: endpoints.clone(),
+        time: time.clone(),
+        patience: Patience::new(options.policy.life.saturating_add(options.policy.window)),
+    }
+    .start(&tasks);
     let revocations = revocation::Revocations::start(&tasks, cluster.clone(), time.clone()).await?;
     let context = Arc::new(hub::Context {
         cluster,
         cluster_uid,
-        authority,
+        authority: authorities,
         policy: options.policy,
         time,
         revocations,

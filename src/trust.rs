@@ -17,6 +17,7 @@ pub mod names;
 pub mod publish;
 pub mod record;
 pub mod revocation;
+pub mod rotation;
 pub mod tls;
 
 pub use rustls::pki_types::{CertificateDer, UnixTime};

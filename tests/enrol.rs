@@ -20,9 +20,9 @@ use std::time::Duration;
 fn one_code_at_two_replicas_has_one_winner() {
     run(async |tasks| {
         let scratch = Scratch::new();
-        let site = Site::new(&tasks, &scratch.path("store")).await;
+        let site = Site::new(&tasks).await;
         let replicas = [site.replica().await, site.replica().await];
-        let code = site.code(&replicas[0].published).await;
+        let code = site.code(&replicas[0].published()).await;
         let boards: Vec<Asker> = (0..16)
             .map(|n| Asker::new(scratch.path(&format!("{n}")), &code, &format!("board-{n}")))
             .collect();
@@ -91,14 +91,14 @@ async fn all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
 fn endpoints_are_tried_in_turn_and_each_is_named_if_none_is_the_cloud() {
     run(async |tasks| {
         let scratch = Scratch::new();
-        let ours = Site::new(&tasks, &scratch.path("ours")).await;
-        let theirs = Site::new(&tasks, &scratch.path("theirs")).await;
+        let ours = Site::new(&tasks).await;
+        let theirs = Site::new(&tasks).await;
         let (right, stranger, other) = (ours.replica().await, theirs.replica().await, theirs.replica().await);
         let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let nobody = nobody.to_string().parse().unwrap();
         let clock = Clock::new(None, Boot::default());
 
-        let mut code = ours.code(&right.published).await;
+        let mut code = ours.code(&right.published()).await;
         code.endpoints = vec![stranger.endpoint.clone(), other.endpoint.clone()];
         let text = code.to_text().unwrap();
         let refused = join::join(&scratch.path("b"), &text, &node("b"), &clock, &tasks).await.unwrap_err();
@@ -123,9 +123,9 @@ fn the_subject_is_the_clouds_whatever_the_request_asks_for() {
     use rcgen::{CertificateParams, DnType, KeyPair};
     run(async |tasks| {
         let scratch = Scratch::new();
-        let site = Site::new(&tasks, &scratch.path("store")).await;
+        let site = Site::new(&tasks).await;
         let replica = site.replica().await;
-        let code = site.code(&replica.published).await;
+        let code = site.code(&replica.published()).await;
         let mut board = Asker::new(scratch.path("a"), &code, "honest");
         let mut forged = CertificateParams::new(vec!["kubernetes.default".into()]).unwrap();
         forged.distinguished_name.push(DnType::CommonName, "system:node:other");
@@ -146,9 +146,9 @@ fn the_subject_is_the_clouds_whatever_the_request_asks_for() {
 fn half_open_connections_keep_nobody_out() {
     run(async |tasks| {
         let scratch = Scratch::new();
-        let site = Site::new(&tasks, &scratch.path("store")).await;
+        let site = Site::new(&tasks).await;
         let replica = site.replica().await;
-        let code = site.code(&replica.published).await;
+        let code = site.code(&replica.published()).await;
         let address: std::net::SocketAddr = replica.endpoint.to_string().parse().unwrap();
         let mut open = Vec::new();
         for _ in 0..1500 {
@@ -167,9 +167,9 @@ fn half_open_connections_keep_nobody_out() {
 fn strangers_are_counted_and_say_little() {
     run(async |tasks| {
         let scratch = Scratch::new();
-        let site = Site::new(&tasks, &scratch.path("store")).await;
+        let site = Site::new(&tasks).await;
         let replica = site.replica().await;
-        let code = site.code(&replica.published).await;
+        let code = site.code(&replica.published()).await;
         let mut board = Asker::new(scratch.path("a"), &code, "a");
 
         // A message that no Join is as long as.

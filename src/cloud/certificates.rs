@@ -6,15 +6,15 @@
 //! after a restart can still serve the nodes that it has.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 
+use super::authorities::Set;
 use super::kubeconfig;
 use super::time::CloudTime;
 use crate::task::Tasks;
-use crate::trust::CertificateDer;
 use crate::trust::authority::{Authority, AuthorityError, CLOUD_LIFE, Credentials};
 use crate::trust::certificate::{Facts, is_due};
 use crate::trust::clock::{ClockError, IssueTime};
@@ -49,11 +49,8 @@ pub enum CertificatesError {
 
 /// What is certified, and by whom.
 pub struct Subject {
-    /// Who issues.
-    pub authority: Arc<Authority>,
-    /// Whose clients are let in: the one that issues, and others during a
-    /// rotation.
-    pub authorities: Vec<CertificateDer<'static>>,
+    /// Who issues, and whose clients are let in.
+    pub authorities: Arc<Set>,
     /// Names and addresses of the API.
     pub names: Vec<ServerName<'static>>,
     /// Where the API is, for the administrator's kubeconfig.
@@ -62,12 +59,18 @@ pub struct Subject {
     pub data_dir: PathBuf,
 }
 
-/// The certificates as they are served.
+/// The certificates as they are served. Clones share them.
+#[derive(Clone)]
 pub struct Certificates {
-    subject: Subject,
-    facts: Facts,
+    served: Arc<Mutex<Served>>,
     hub: Serving,
     api: Serving,
+}
+
+struct Served {
+    subject: Subject,
+    credentials: Credentials,
+    facts: Facts,
 }
 
 impl Certificates {
@@ -80,9 +83,9 @@ impl Certificates {
         subject: Subject,
         when: Result<IssueTime, ClockError>,
     ) -> Result<Certificates, CertificatesError> {
-        let kept = load(&subject.data_dir, &subject.authority);
+        let kept = load(&subject.data_dir, &subject.authorities.issuing);
         let now = when.as_ref().map(|when| when.time());
-        let credentials = match (kept, now) {
+        let mut credentials = match (kept, now) {
             (Some((credentials, _, _)), Err(_)) => credentials,
             (Some((credentials, label, facts)), Ok(now))
                 if label == self::label(&subject) && !is_due(&facts, now, Duration::ZERO) =>
@@ -95,8 +98,9 @@ impl Certificates {
             ensure_kubeconfig(&subject, when)?;
         }
         let facts = Facts::read(credentials.certificate()).map_err(AuthorityError::from)?;
-        let (hub, api) = configs(&subject, &credentials)?;
-        Ok(Certificates { subject, facts, hub: Serving::new(hub), api: Serving::new(api) })
+        let (hub, api) = configs(&subject, &mut credentials)?;
+        let served = Arc::new(Mutex::new(Served { subject, credentials, facts }));
+        Ok(Certificates { served, hub: Serving::new(hub), api: Serving::new(api) })
     }
 
     /// What the hub serves with.
@@ -110,7 +114,7 @@ impl Certificates {
     }
 
     /// Renews from now on.
-    pub fn start(mut self, tasks: &Tasks, time: CloudTime) {
+    pub fn start(self, tasks: &Tasks, time: CloudTime) {
         tasks.spawn("certificates", async move {
             let mut said = String::new();
             loop {
@@ -129,32 +133,77 @@ impl Certificates {
         });
     }
 
+    /// Serves with these authorities from now on: with a new certificate if
+    /// another one issues.
+    ///
+    /// # Errors
+    /// A new certificate is needed and the clock is wrong; or a file cannot be
+    /// written. What was served before is then served on.
+    pub fn adopt(
+        &self,
+        set: &Arc<Set>,
+        when: Result<IssueTime, ClockError>,
+    ) -> Result<(), CertificatesError> {
+        let mut served = self.served();
+        let before = std::mem::replace(&mut served.subject.authorities, set.clone());
+        let same_issuer = before.issuing.fingerprint() == set.issuing.fingerprint();
+        let outcome = match same_issuer {
+            true => self.exchange(&mut served, None),
+            false => when.clone().map_err(CertificatesError::from).and_then(|when| {
+                let fresh = issue(&served.subject, when)?;
+                self.exchange(&mut served, Some(fresh))
+            }),
+        };
+        if outcome.is_err() {
+            served.subject.authorities = before;
+            return outcome;
+        }
+        match when {
+            Ok(when) => ensure_kubeconfig(&served.subject, when),
+            Err(_) => Ok(()),
+        }
+    }
+
     /// Renews what is due: at two thirds of its life, or if it was issued by a
     /// clock that has been set back since.
-    fn look(&mut self, when: IssueTime) -> Result<(), CertificatesError> {
-        if is_due(&self.facts, when.time(), Duration::ZERO) {
-            let credentials = issue(&self.subject, when)?;
-            let (hub, api) = configs(&self.subject, &credentials)?;
-            self.facts = Facts::read(credentials.certificate()).map_err(AuthorityError::from)?;
-            self.hub.exchange(hub);
-            self.api.exchange(api);
+    fn look(&self, when: IssueTime) -> Result<(), CertificatesError> {
+        let mut served = self.served();
+        if is_due(&served.facts, when.time(), Duration::ZERO) {
+            let fresh = issue(&served.subject, when)?;
+            self.exchange(&mut served, Some(fresh))?;
             log::info!("the cloud's own certificate was renewed");
         }
-        ensure_kubeconfig(&self.subject, when)
+        ensure_kubeconfig(&served.subject, when)
+    }
+
+    fn exchange(&self, served: &mut Served, fresh: Option<Credentials>) -> Result<(), CertificatesError> {
+        if let Some(fresh) = fresh {
+            served.facts = Facts::read(fresh.certificate()).map_err(AuthorityError::from)?;
+            served.credentials = fresh;
+        }
+        let Served { subject, credentials, .. } = served;
+        let (hub, api) = configs(subject, credentials)?;
+        self.hub.exchange(hub);
+        self.api.exchange(api);
+        Ok(())
+    }
+
+    fn served(&self) -> MutexGuard<'_, Served> {
+        // What is left half done is done again by the next look.
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 type Config = Arc<rustls::ServerConfig>;
 
-fn configs(subject: &Subject, credentials: &Credentials) -> Result<(Config, Config), TlsError> {
-    Ok((
-        tls::hub_server(credentials, &subject.authorities)?,
-        tls::api_server(credentials, &subject.authorities)?,
-    ))
+fn configs(subject: &Subject, credentials: &mut Credentials) -> Result<(Config, Config), CertificatesError> {
+    credentials.vouched_for_by(subject.authorities.vouched()?);
+    let authorities = subject.authorities.certificates();
+    Ok((tls::hub_server(credentials, &authorities)?, tls::api_server(credentials, &authorities)?))
 }
 
 fn issue(subject: &Subject, when: IssueTime) -> Result<Credentials, CertificatesError> {
-    let credentials = subject.authority.issue_cloud(&subject.names, when, CLOUD_LIFE)?;
+    let credentials = subject.authorities.issuing.issue_cloud(&subject.names, when, CLOUD_LIFE)?;
     let text = label(subject) + "\n" + &credentials.key_pem() + &credentials.certificate_pem();
     let path = subject.data_dir.join(FILE);
     kubeconfig::write(&path, &text)
@@ -164,7 +213,7 @@ fn issue(subject: &Subject, when: IssueTime) -> Result<Credentials, Certificates
 
 fn ensure_kubeconfig(subject: &Subject, when: IssueTime) -> Result<(), CertificatesError> {
     let path = subject.data_dir.join(kubeconfig::FILE);
-    kubeconfig::ensure(&path, &subject.authority, when, subject.api)
+    kubeconfig::ensure(&path, &subject.authorities, when, subject.api)
         .map_err(|why| CertificatesError::Write { path: path.clone(), why })
 }
 
@@ -172,7 +221,7 @@ fn ensure_kubeconfig(subject: &Subject, when: IssueTime) -> Result<(), Certifica
 /// over it.
 fn label(subject: &Subject) -> String {
     let names: Vec<String> = subject.names.iter().map(|name| name.to_str().into_owned()).collect();
-    format!("authority {} names {}", subject.authority.fingerprint(), names.join(","))
+    format!("authority {} names {}", subject.authorities.issuing.fingerprint(), names.join(","))
 }
 
 /// What is kept, if it can be used and the authority is the one that issued

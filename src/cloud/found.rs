@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 
+use super::authorities::Set;
 use super::cluster::{Cluster, ClusterError};
 use crate::object::{Key, Object};
 use crate::trust::authority::Authority;
@@ -10,9 +11,7 @@ use crate::trust::clock::{ClockError, IssueTime};
 use crate::trust::names::{ClusterUid, Endpoint};
 use crate::trust::publish::{CONFIG_MAP, Published};
 use crate::trust::record::{MANAGED_BY, NAMESPACE};
-
-/// The Secret that holds the authority.
-const AUTHORITY: &str = "holm-ca";
+use crate::trust::rotation::{Generation, RotationError};
 
 /// Why the cluster could not be founded.
 #[derive(Debug, thiserror::Error)]
@@ -22,9 +21,12 @@ pub enum FoundError {
     Cluster(#[from] ClusterError),
     /// The stored authority cannot be used.
     #[error(
-        "the certificate authority in Secret {NAMESPACE}/{AUTHORITY} cannot be used: {0}; restore the data directory from a backup"
+        "the certificate authority in Secret {NAMESPACE}/{0} cannot be used: {1}; restore the data directory from a backup"
     )]
-    Authority(String),
+    Authority(Generation, String),
+    /// What is written of a rotation cannot be read.
+    #[error(transparent)]
+    Rotation(#[from] RotationError),
     /// The authority is to be made by a clock that is wrong.
     #[error(transparent)]
     Clock(#[from] ClockError),
@@ -72,16 +74,17 @@ pub async fn namespaces(cluster: &Cluster) -> Result<ClusterUid, FoundError> {
     uid.parse().map_err(|error| FoundError::Uid(format!("{error}")))
 }
 
-/// The cluster's authority, made at the first start and never overwritten.
+/// One of the cluster's authorities, made if it is not there, and never
+/// overwritten.
 pub async fn authority(
     cluster: &Cluster,
     uid: &ClusterUid,
+    generation: Generation,
     when: Result<IssueTime, ClockError>,
 ) -> Result<Authority, FoundError> {
-    let unusable = |error: &dyn std::fmt::Display| FoundError::Authority(error.to_string());
-    let key = Key::core("secrets", NAMESPACE, AUTHORITY).map_err(ClusterError::from)?;
-    let secret = ensure(cluster, &key, || {
-        let authority = Authority::create(uid, when?).map_err(|error| unusable(&error))?;
+    let secret = ensure(cluster, &authority_key(generation)?, || {
+        let authority = Authority::create(uid, when?)
+            .map_err(|error| FoundError::Authority(generation, error.to_string()))?;
         let encode = |text: String| data_encoding::BASE64.encode(text.as_bytes());
         Ok(json!({
             "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "immutable": true,
@@ -90,6 +93,23 @@ pub async fn authority(
         }))
     })
     .await?;
+    parse_authority(&secret, generation)
+}
+
+/// One of the cluster's authorities, which must be there.
+pub async fn read_authority(cluster: &Cluster, generation: Generation) -> Result<Authority, FoundError> {
+    match cluster.get(&authority_key(generation)?).await? {
+        Some(secret) => parse_authority(&secret, generation),
+        None => Err(FoundError::Authority(generation, "it is not there".into())),
+    }
+}
+
+fn authority_key(generation: Generation) -> Result<Key, ClusterError> {
+    Ok(Key::core("secrets", NAMESPACE, &generation.to_string())?)
+}
+
+fn parse_authority(secret: &Object, generation: Generation) -> Result<Authority, FoundError> {
+    let unusable = |error: &dyn std::fmt::Display| FoundError::Authority(generation, error.to_string());
     let part = |name: &str| -> Result<String, FoundError> {
         let text = secret.value.get("data").and_then(|data| data.get(name)).and_then(Value::as_str);
         let bytes = data_encoding::BASE64
@@ -103,13 +123,14 @@ pub async fn authority(
 /// Writes down, for `holm token`, where the cloud is and whom to trust.
 pub async fn publish(
     cluster: &Cluster,
-    authority: &Authority,
+    uid: &ClusterUid,
+    authorities: &Set,
     endpoints: &[Endpoint],
 ) -> Result<(), FoundError> {
     let published = Published {
-        cluster: authority.cluster_uid().clone(),
+        cluster: uid.clone(),
         endpoints: endpoints.to_vec(),
-        authorities: vec![authority.certificate().clone()],
+        authorities: authorities.certificates(),
     };
     let wanted = published.to_config_map();
     let key = Key::core("configmaps", NAMESPACE, CONFIG_MAP).map_err(ClusterError::from)?;

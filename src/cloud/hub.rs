@@ -18,6 +18,7 @@ use futures_rustls::TlsAcceptor;
 use smol::Async;
 use smol::net::SocketAddr;
 
+use super::authorities::Authorities;
 use super::cluster::Cluster;
 use super::lifecycle::Lifecycle;
 use super::nodes::Nodes;
@@ -29,7 +30,6 @@ use crate::link::{Connection, Link, LinkError};
 use crate::net;
 use crate::net::door::{Door, Place};
 use crate::task::{Tasks, within};
-use crate::trust::authority::Authority;
 use crate::trust::certificate::{PeerIdentity, peer_node};
 use crate::trust::names::{ClusterUid, Endpoint};
 use crate::trust::tls::Serving;
@@ -48,7 +48,7 @@ pub struct Context {
     /// Its UID.
     pub cluster_uid: ClusterUid,
     /// Who signs certificates.
-    pub authority: Arc<Authority>,
+    pub authority: Authorities,
     /// How long nodes' certificates are good for.
     pub policy: Policy,
     /// The time that certificates are issued at.

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use data_encoding::BASE64;
 
-use crate::trust::authority::{ADMIN_LIFE, Authority};
+use super::authorities::Set;
+use crate::trust::authority::ADMIN_LIFE;
 use crate::trust::certificate::{self, Facts, is_due};
 use crate::trust::clock::IssueTime;
 
@@ -17,13 +18,14 @@ use crate::trust::clock::IssueTime;
 pub use crate::cli::token::ADMIN_KUBECONFIG as FILE;
 
 /// Writes the file, readable by this user only, unless it is there, of this
-/// cluster and server, and not yet due for renewal.
-pub fn ensure(path: &Path, authority: &Authority, when: IssueTime, server: SocketAddr) -> Result<(), String> {
-    let authority_data = BASE64.encode(authority.certificate_pem().as_bytes());
+/// cluster and server, and not yet due for renewal. It trusts every authority
+/// of a rotation, and its certificate is of the one that issues.
+pub fn ensure(path: &Path, authorities: &Set, when: IssueTime, server: SocketAddr) -> Result<(), String> {
+    let authority_data = BASE64.encode(certificate::to_pem(&authorities.certificates()).as_bytes());
     if fs::read_to_string(path).is_ok_and(|text| is_current(&text, &authority_data, when, server)) {
         return Ok(());
     }
-    let admin = authority.issue_admin(when, ADMIN_LIFE).map_err(|error| error.to_string())?;
+    let admin = authorities.issuing.issue_admin(when, ADMIN_LIFE).map_err(|error| error.to_string())?;
     let text = format!(
         "apiVersion: v1
 kind: Config

@@ -100,11 +100,9 @@ impl Authority {
     pub fn create(uid: &ClusterUid, when: IssueTime) -> Result<Authority, AuthorityError> {
         let key = new_key()?;
         let end = when.time().as_secs().saturating_add(AUTHORITY_LIFE.as_secs());
-        let mut params = params(when, unix(end))?;
-        // No path length: a rotation may sign the next authority with this one.
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.distinguished_name.push(DnType::CommonName, format!("{AUTHORITY_NAME_PREFIX}{uid}"));
+        let life = params(when, unix(end))?;
+        let mut params = authority_params(uid)?;
+        (params.not_before, params.not_after) = (life.not_before, life.not_after);
         let certificate = CertificateDer::from(params.self_signed(&key)?);
         Authority::assemble(certificate, key)
     }
@@ -144,6 +142,26 @@ impl Authority {
     /// The authority's key in PEM form: the cluster's deepest secret.
     pub fn key_pem(&self) -> String {
         self.issuer.key().serialize_pem()
+    }
+
+    /// Whether this authority issued a certificate, from what the certificate calls its issuer's key. The issuer's
+    /// signature is for the TLS handshake to verify.
+    pub fn has_issued(&self, issuer_key: &[u8]) -> bool {
+        !issuer_key.is_empty() && issuer_key == self.facts.key_name
+    }
+
+    /// Certifies the key of another authority of the same cluster, so that whoever trusts this one recognises what
+    /// the other one issues. It is good for as long as both authorities are.
+    ///
+    /// # Errors
+    /// No random bytes, or the certificate could not be made.
+    pub fn vouch_for(&self, other: &Authority) -> Result<CertificateDer<'static>, AuthorityError> {
+        let mut params = authority_params(&other.uid)?;
+        let epoch = rcgen::date_time_ymd(1970, 1, 1);
+        params.not_before = epoch + writable(self.facts.not_before.max(other.facts.not_before));
+        params.not_after = epoch + writable(self.facts.not_after.min(other.facts.not_after));
+        params.use_authority_key_identifier_extension = true;
+        Ok(params.signed_by(other.issuer.key(), &self.issuer)?.into())
     }
 
     /// Issues a server certificate for the hub and the Kubernetes API: the cluster's fixed name and whatever
@@ -235,7 +253,11 @@ impl Authority {
     }
 
     fn credentials(&self, params: &CertificateParams, key: KeyPair) -> Result<Credentials, AuthorityError> {
-        Ok(Credentials { certificate: params.signed_by(&key, &self.issuer)?.into(), key })
+        Ok(Credentials {
+            certificate: params.signed_by(&key, &self.issuer)?.into(),
+            key,
+            vouched: Vec::new(),
+        })
     }
 }
 
@@ -284,6 +306,8 @@ impl NodeRequest {
 pub struct Credentials {
     certificate: CertificateDer<'static>,
     key: KeyPair,
+    /// Sent along by a server: what [`Authority::vouch_for`] gave.
+    vouched: Vec<CertificateDer<'static>>,
 }
 
 impl Credentials {
@@ -300,12 +324,23 @@ impl Credentials {
         if Fingerprint::of_spki(&key.subject_public_key_info()) != Facts::read(&certificate)?.key {
             return Err(AuthorityError::Key);
         }
-        Ok(Credentials { certificate, key })
+        Ok(Credentials { certificate, key, vouched: Vec::new() })
     }
 
     /// The certificate.
     pub fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
+    }
+
+    /// Further certificates that a server sends along: those of its authority's key by other authorities
+    /// ([`Authority::vouch_for`]).
+    pub fn vouched_for_by(&mut self, certificates: Vec<CertificateDer<'static>>) {
+        self.vouched = certificates;
+    }
+
+    /// What a server sends along.
+    pub fn vouched(&self) -> &[CertificateDer<'static>] {
+        &self.vouched
     }
 
     /// The certificate in PEM form.
@@ -333,6 +368,18 @@ impl fmt::Debug for Credentials {
 /// A new key of the one kind that is used everywhere: ECDSA on P-256.
 pub(super) fn new_key() -> Result<KeyPair, rcgen::Error> {
     KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
+}
+
+/// What every authority's certificate has but its life.
+fn authority_params(uid: &ClusterUid) -> Result<CertificateParams, AuthorityError> {
+    let mut params = CertificateParams::default();
+    params.serial_number = Some(new_serial()?);
+    // No path length: a rotation certifies one authority's key by the other.
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, format!("{AUTHORITY_NAME_PREFIX}{uid}"));
+    Ok(params)
 }
 
 /// What every certificate has: a random serial, a life, and an empty subject to write into.

@@ -5,6 +5,7 @@ use super::{CertificateDer, UnixTime, unix};
 use data_encoding::{BASE64, HEXLOWER};
 use rustls::pki_types::pem::PemObject;
 use std::time::Duration;
+use x509_parser::extensions::{KeyIdentifier, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
 /// Longest certificate that is looked at, in bytes. Ours have about 600; a node name adds up to 250.
@@ -15,6 +16,9 @@ pub const NODES_GROUP: &str = "system:nodes";
 pub const NODE_USER_PREFIX: &str = "system:node:";
 /// Serial numbers longer than RFC 5280, section 4.1.2.2, allows are refused.
 const SERIAL_MAX: usize = 20;
+
+/// Longer names of keys are passed over; a SHA-256 has 32 bytes.
+const KEY_NAME_MAX: usize = 64;
 
 /// Why a certificate does not say what is needed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -53,6 +57,10 @@ pub struct Facts {
     pub key: Fingerprint,
     /// Whether it may sign certificates (basicConstraints).
     pub is_ca: bool,
+    /// What its issuer calls its own key (RFC 5280, section 4.2.1.1); empty if it does not say.
+    pub issuer_key: Vec<u8>,
+    /// What it calls its own key (RFC 5280, section 4.2.1.2); empty if it does not say.
+    pub key_name: Vec<u8>,
 }
 
 impl Facts {
@@ -82,6 +90,14 @@ impl Facts {
             not_after: seconds(validity.not_after.timestamp()),
             key: Fingerprint::of_spki(certificate.public_key().raw),
             is_ca: certificate.is_ca(),
+            issuer_key: key_name(&certificate, |extension| match extension {
+                ParsedExtension::AuthorityKeyIdentifier(authority) => authority.key_identifier.as_ref(),
+                _ => None,
+            }),
+            key_name: key_name(&certificate, |extension| match extension {
+                ParsedExtension::SubjectKeyIdentifier(name) => Some(name),
+                _ => None,
+            }),
         })
     }
 }
@@ -99,6 +115,8 @@ pub struct PeerIdentity {
     pub not_after: UnixTime,
     /// Fingerprint of the node's public key.
     pub key_fingerprint: Fingerprint,
+    /// What the authority that issued the certificate calls its own key ([`Facts::issuer_key`]).
+    pub issuer_key: Vec<u8>,
 }
 
 /// What a session with a node of this age may do.
@@ -144,6 +162,7 @@ pub fn peer_node(chain: &[CertificateDer<'_>]) -> Result<PeerIdentity, Certifica
             not_before: facts.not_before,
             not_after: facts.not_after,
             key_fingerprint: facts.key,
+            issuer_key: facts.issuer_key,
         }),
         None => Err(CertificateError::NotANode(user)),
     }
@@ -208,6 +227,15 @@ pub(super) fn pem_block(label: &str, der: &[u8]) -> String {
     text
 }
 
+/// A key's name in an extension, bounded.
+fn key_name<'a>(
+    certificate: &'a X509Certificate<'a>,
+    find: impl Fn(&'a ParsedExtension<'a>) -> Option<&'a KeyIdentifier<'a>>,
+) -> Vec<u8> {
+    let found = certificate.extensions().iter().find_map(|extension| find(extension.parsed_extension()));
+    found.map(|name| name.0).filter(|name| name.len() <= KEY_NAME_MAX).unwrap_or_default().to_vec()
+}
+
 fn single_common_name(name: &X509Name<'_>) -> Option<String> {
     let mut names = name.iter_common_name();
     match (names.next(), names.next()) {
@@ -239,6 +267,7 @@ mod tests {
             not_before: unix(100),
             not_after: unix(200),
             key_fingerprint: Fingerprint::from_bytes([0; 32]),
+            issuer_key: Vec::new(),
         };
         let window = Duration::from_secs(50);
         assert_eq!(peer.standing(unix(0), window), Standing::Valid);

@@ -218,6 +218,7 @@ mod tests {
             not_before: unix(0),
             not_after: unix(1),
             key_fingerprint: Fingerprint::from_bytes([key; 32]),
+            issuer_key: Vec::new(),
         }
     }
 

@@ -191,6 +191,7 @@ fn server(
         .build()?;
     let mut certificates = vec![credentials.certificate().clone()];
     certificates.extend_from_slice(authorities);
+    certificates.extend_from_slice(credentials.vouched());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(versions)?
         .with_client_cert_verifier(Arc::new(OurClients { chain, expiry }))

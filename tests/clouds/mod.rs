@@ -2,10 +2,12 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 use holm::cli::token;
+use holm::cloud::authorities::Authorities;
+use holm::cloud::certificates::{Certificates, Subject};
 use holm::cloud::cluster::Cluster;
 use holm::cloud::revocation::Revocations;
 use holm::cloud::time::CloudTime;
-use holm::cloud::{found, hub, lifecycle, nodes};
+use holm::cloud::{found, hub, lifecycle, nodes, rotation};
 use holm::edge::hub::connect;
 use holm::link::frame::Join;
 use holm::link::{Body, Connection};
@@ -13,17 +15,17 @@ use holm::net::door::Door;
 use holm::object::Key;
 use holm::store::{self, Store};
 use holm::task::Tasks;
-use holm::trust::authority::CLOUD_LIFE;
 use holm::trust::clock::{Floor, IssueTime};
 use holm::trust::code::JoinCode;
 use holm::trust::identity::{Identity, Membership};
 use holm::trust::names::{ClusterUid, Endpoint, NodeName};
 use holm::trust::publish::Published;
 use holm::trust::record::{NAMESPACE, secret_name};
+use holm::trust::rotation::Patience;
 use holm::trust::tls::{self, Serving};
 use holm::trust::{UnixTime, random};
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,40 +75,61 @@ pub fn now() -> IssueTime {
 
 /// A cluster: one store.
 pub struct Site {
+    scratch: Arc<Scratch>,
     pub tasks: Tasks,
     pub cluster: Cluster,
     pub uid: ClusterUid,
 }
 
 impl Site {
-    pub async fn new(tasks: &Tasks, folder: &Path) -> Site {
-        let cluster = Cluster::embedded(Store::open(folder, store::Options::default()).unwrap());
+    pub async fn new(tasks: &Tasks) -> Site {
+        let scratch = Arc::new(Scratch::new());
+        let cluster =
+            Cluster::embedded(Store::open(&scratch.path("store"), store::Options::default()).unwrap());
         let uid = found::namespaces(&cluster).await.unwrap();
-        Site { tasks: tasks.clone(), cluster, uid }
+        Site { scratch, tasks: tasks.clone(), cluster, uid }
     }
 
     /// One more hub over the store.
     pub async fn replica(&self) -> Replica {
+        self.patient_replica(Patience::new(Duration::from_secs(3600))).await
+    }
+
+    /// One that waits so long in a rotation.
+    pub async fn patient_replica(&self, patience: Patience) -> Replica {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint: Endpoint = listener.local_addr().unwrap().to_string().parse().unwrap();
-        let authority = Arc::new(found::authority(&self.cluster, &self.uid, Ok(now())).await.unwrap());
-        let credentials = authority.issue_cloud(&[], now(), CLOUD_LIFE).unwrap();
-        let tls = Serving::new(tls::hub_server(&credentials, &[authority.certificate().clone()]).unwrap());
-        let published = Published {
-            cluster: self.uid.clone(),
-            endpoints: vec![endpoint.clone()],
-            authorities: vec![authority.certificate().clone()],
-        };
         let time = CloudTime::open(self.cluster.clone()).await.unwrap();
+        let authorities =
+            Authorities::open(self.cluster.clone(), self.uid.clone(), time.issue()).await.unwrap();
+        let folder = self.scratch.path(&format!("cloud-{}", endpoint.port()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let subject = Subject {
+            authorities: authorities.now(),
+            names: vec!["localhost".try_into().unwrap()],
+            api: ([127, 0, 0, 1], 6443).into(),
+            data_dir: folder.clone(),
+        };
+        let certificates = Certificates::open(subject, time.issue()).unwrap();
+        let (tls, api) = (certificates.hub(), certificates.api());
+        let endpoints = vec![endpoint.clone()];
+        rotation::Rotating {
+            authorities: authorities.clone(),
+            certificates: Some(certificates),
+            endpoints: endpoints.clone(),
+            time: time.clone(),
+            patience,
+        }
+        .start(&self.tasks);
         let context = Arc::new(hub::Context {
             cluster: self.cluster.clone(),
             cluster_uid: self.uid.clone(),
-            authority,
+            authority: authorities.clone(),
             policy: hub::Policy::default(),
             refusals: hub::refusals::Ledger::new(&self.tasks),
             revocations: Revocations::start(&self.tasks, self.cluster.clone(), time.clone()).await.unwrap(),
             time,
-            endpoints: vec![endpoint.clone()],
+            endpoints,
             nodes: nodes::Nodes::start(&self.tasks, self.cluster.clone()),
             lifecycle: lifecycle::Lifecycle::start(&self.tasks, self.cluster.clone()),
         });
@@ -114,7 +137,7 @@ impl Site {
         let (tasks, listener) = (self.tasks.clone(), Arc::new(smol::Async::new(listener).unwrap()));
         let serve = hub::serve(tasks, listener, tls, context, door.clone());
         self.tasks.spawn("hub", async move { serve.await.unwrap() });
-        Replica { endpoint, published, door }
+        Replica { endpoint, door, authorities, api, folder }
     }
 
     /// A new code for what is published.
@@ -127,11 +150,27 @@ impl Site {
     }
 }
 
-/// A hub.
+/// A hub, and what belongs to it.
 pub struct Replica {
     pub endpoint: Endpoint,
-    pub published: Published,
     pub door: Arc<Door>,
+    pub authorities: Authorities,
+    /// What its API serves with.
+    pub api: Serving,
+    /// Where its kubeconfig is.
+    pub folder: PathBuf,
+}
+
+impl Replica {
+    /// What it tells those who make codes.
+    pub fn published(&self) -> Published {
+        let set = self.authorities.now();
+        Published {
+            cluster: set.issuing.cluster_uid().clone(),
+            endpoints: vec![self.endpoint.clone()],
+            authorities: set.certificates(),
+        }
+    }
 }
 
 /// A board that has a code and no certificate yet.

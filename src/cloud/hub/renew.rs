@@ -168,6 +168,7 @@ fn welcome(context: &Context, version: u32) -> Welcome {
         keep_alive_secs: u32::try_from(KEEP_ALIVE.as_secs()).unwrap_or(15),
         endpoints: context.endpoints.iter().map(ToString::to_string).collect(),
         software: env!("CARGO_PKG_VERSION").into(),
+        pins: context.authority.pins(),
         renew_only: true,
         ..Welcome::default()
     }

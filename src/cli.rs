@@ -2,6 +2,7 @@
 
 mod arguments;
 mod backup;
+pub mod ca;
 mod config;
 mod exit;
 mod local;
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 
 use argh::FromArgs;
 
-use arguments::{CloudCommand, Command, Holm, TokenCommand};
+use arguments::{CaCommand, CloudCommand, Command, Holm, TokenCommand};
 use exit::Failure;
 
 /// Runs what the arguments ask for; gives the exit code (see [`exit`]).
@@ -58,6 +59,10 @@ fn run(arguments: impl Iterator<Item = OsString>) -> Result<(), Failure> {
         Command::Edge(arguments) => role::edge(&arguments, mistakes),
         Command::Token(token) => match token.command {
             TokenCommand::Create(arguments) => role::token(arguments, mistakes),
+        },
+        Command::Ca(ca) => match ca.command {
+            CaCommand::Status(arguments) => role::ca_status(arguments, mistakes),
+            CaCommand::Rotate(arguments) => role::ca_rotate(arguments, mistakes),
         },
         Command::Revoke(arguments) => role::revoke(arguments, mistakes),
         Command::Get(arguments) => local::get(arguments, mistakes),

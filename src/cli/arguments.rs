@@ -28,6 +28,7 @@ pub(super) enum Command {
     Cloud(Cloud),
     Edge(Edge),
     Token(Token),
+    Ca(Ca),
     Revoke(Revoke),
     Get(Get),
     Status(Status),
@@ -175,6 +176,52 @@ pub(super) struct TokenCreate {
     /// how long it is good for: 30m, 24h, 7d (default 24h)
     #[argh(option, arg_name = "t")]
     pub(super) ttl: Option<String>,
+    /// the kubeconfig of the cluster (default: KUBECONFIG, then the one in the
+    /// data directory)
+    #[argh(option, arg_name = "file")]
+    pub(super) kubeconfig: Option<String>,
+    /// the cloud's data directory (default /var/lib/holm/cloud)
+    #[argh(option, arg_name = "dir")]
+    pub(super) data_dir: Option<String>,
+}
+
+/// The cluster's certificate authority.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "ca")]
+pub(super) struct Ca {
+    #[argh(subcommand)]
+    pub(super) command: CaCommand,
+}
+
+#[derive(FromArgs)]
+#[argh(subcommand)]
+pub(super) enum CaCommand {
+    Status(CaStatus),
+    Rotate(CaRotate),
+}
+
+/// Tell who issues certificates, and how far a rotation is.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "status")]
+pub(super) struct CaStatus {
+    /// the kubeconfig of the cluster (default: KUBECONFIG, then the one in the
+    /// data directory)
+    #[argh(option, arg_name = "file")]
+    pub(super) kubeconfig: Option<String>,
+    /// the cloud's data directory (default /var/lib/holm/cloud)
+    #[argh(option, arg_name = "dir")]
+    pub(super) data_dir: Option<String>,
+}
+
+/// Replace the authority by a new one: boards learn of it and renew, without a
+/// visit.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "rotate")]
+pub(super) struct CaRotate {
+    /// go on without the nodes that a rotation waits for; a board that has not
+    /// heard of the new authority when the old one is retired has to join again
+    #[argh(switch)]
+    pub(super) force: bool,
     /// the kubeconfig of the cluster (default: KUBECONFIG, then the one in the
     /// data directory)
     #[argh(option, arg_name = "file")]

@@ -29,7 +29,7 @@ impl Shape {
 }
 
 /// Of two that fit, the first counts.
-const SHAPES: [Shape; 8] = [
+const SHAPES: [Shape; 10] = [
     Shape {
         command: &["cloud", "backup"],
         flags: &["data-dir"],
@@ -72,6 +72,20 @@ const SHAPES: [Shape; 8] = [
         command: &["token", "create"],
         flags: &["node", "ttl", "kubeconfig", "data-dir"],
         switches: &[],
+        beside: 0,
+        missing: None,
+    },
+    Shape {
+        command: &["ca", "status"],
+        flags: &["kubeconfig", "data-dir"],
+        switches: &[],
+        beside: 0,
+        missing: None,
+    },
+    Shape {
+        command: &["ca", "rotate"],
+        flags: &["kubeconfig", "data-dir"],
+        switches: &["force"],
         beside: 0,
         missing: None,
     },

@@ -113,7 +113,7 @@ pub(super) fn subject(
 
 impl Api {
     /// An object; `None` if there is none.
-    async fn get(&self, path: &str, action: &'static str) -> Result<Option<Value>, TokenError> {
+    pub(super) async fn get(&self, path: &str, action: &'static str) -> Result<Option<Value>, TokenError> {
         match self.client.request(token::request("GET", path, Vec::new())?).await {
             Ok(object) => Ok(Some(object)),
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
@@ -122,7 +122,7 @@ impl Api {
     }
 
     /// Makes or replaces an object; false if it changed in between.
-    async fn write(
+    pub(super) async fn write(
         &self,
         method: &str,
         path: &str,

@@ -12,10 +12,10 @@ use std::time::Duration;
 use async_signal::{Signal, Signals};
 use futures_lite::{FutureExt, StreamExt};
 
-use super::arguments::{Cloud, Edge, Revoke, TokenCreate};
+use super::arguments::{CaRotate, CaStatus, Cloud, Edge, Revoke, TokenCreate};
 use super::exit::{Failure, Mistakes};
-use super::revoke;
 use super::token::{self, CLOUD_DATA_DIR};
+use super::{ca, revoke};
 use crate::cloud::hub::Policy;
 use crate::cri::Runtime;
 use crate::task::Tasks;
@@ -252,6 +252,25 @@ pub(super) fn token(arguments: TokenCreate, mut mistakes: Mistakes) -> Result<()
     mistakes.end()?;
     let code = smol::block_on(token::create(&options)).map_err(|error| Failure::unavailable(&error))?;
     super::out(&format!("{code}\n"))
+}
+
+fn ca_options(kubeconfig: Option<String>, data_dir: Option<String>) -> ca::Options {
+    ca::Options { kubeconfig: kubeconfig.map(PathBuf::from), data_dir: data_dir.map(PathBuf::from) }
+}
+
+pub(super) fn ca_status(arguments: CaStatus, mistakes: Mistakes) -> Result<(), Failure> {
+    mistakes.end()?;
+    let options = ca_options(arguments.kubeconfig, arguments.data_dir);
+    let said = smol::block_on(ca::status(&options)).map_err(|error| Failure::unavailable(&error))?;
+    super::out(&said)
+}
+
+pub(super) fn ca_rotate(arguments: CaRotate, mistakes: Mistakes) -> Result<(), Failure> {
+    mistakes.end()?;
+    let options = ca_options(arguments.kubeconfig, arguments.data_dir);
+    let said = smol::block_on(ca::rotate(&options, arguments.force))
+        .map_err(|error| Failure::unavailable(&error))?;
+    super::out(&said)
 }
 
 pub(super) fn revoke(arguments: Revoke, mut mistakes: Mistakes) -> Result<(), Failure> {

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender};
 
@@ -20,6 +20,9 @@ use crate::trust::names::{ClusterUid, Endpoint, Fingerprint, NodeName};
 use crate::trust::record::NAMESPACE;
 use crate::trust::rotation::{Generation, NAME, Phase, Rotation};
 use crate::trust::{CertificateDer, UnixTime};
+
+/// The time over which nodes are told of a change, for each of them.
+const EACH: Duration = Duration::from_millis(2);
 
 /// The authorities, read once.
 #[derive(Debug)]
@@ -74,7 +77,8 @@ struct Shared {
     set: Arc<Set>,
     /// Not yet written to the nodes' objects; kept during a rotation only.
     told: BTreeMap<NodeName, Told>,
-    sessions: BTreeMap<usize, Sender<()>>,
+    /// How each is told that something has changed, and how much later it acts.
+    sessions: BTreeMap<usize, Sender<Duration>>,
     next: usize,
 }
 
@@ -152,7 +156,7 @@ impl Authorities {
         let number = shared.next;
         shared.next = shared.next.wrapping_add(1);
         shared.sessions.insert(number, sender);
-        Following { authorities: self.clone(), number, changed }
+        Following { authorities: self.clone(), number, changed, due: Mutex::new(None) }
     }
 
     pub(super) fn cluster(&self) -> &Cluster {
@@ -180,8 +184,10 @@ impl Authorities {
         shared.set = set;
         if is_other {
             // One that has not yet looked at the change before sees both.
+            // Every node connects again; not all of them at once.
+            let spread = EACH.saturating_mul(u32::try_from(shared.sessions.len()).unwrap_or(u32::MAX));
             for session in shared.sessions.values() {
-                let _ = session.try_send(());
+                let _ = session.try_send(spread.mul_f64(fastrand::f64()));
             }
         }
         Ok(is_other)
@@ -210,15 +216,27 @@ impl Authorities {
 pub struct Following {
     authorities: Authorities,
     number: usize,
-    changed: Receiver<()>,
+    changed: Receiver<Duration>,
+    /// When a change that has been heard of is to be acted upon.
+    due: Mutex<Option<Instant>>,
 }
 
 impl Following {
     /// Waits for a change. May be dropped and called again.
     pub async fn changed(&self) {
-        if self.changed.recv().await.is_err() {
-            futures_lite::future::pending().await
+        let due = || self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = due().is_some();
+        if !is_due {
+            match self.changed.recv().await {
+                Ok(later) => *due() = Some(Instant::now() + later),
+                Err(_) => futures_lite::future::pending().await,
+            }
         }
+        let at = *due();
+        if let Some(at) = at {
+            smol::Timer::at(at).await;
+        }
+        *due() = None;
     }
 
     /// What the node is to be told now.
@@ -264,7 +282,7 @@ pub(super) async fn written(cluster: &Cluster) -> Result<Option<(Arc<Object>, Ro
 pub(super) async fn generations(cluster: &Cluster) -> Result<Vec<Generation>, FoundError> {
     let scope = Scope { namespace: Some(NAMESPACE.into()), ..Scope::all("", "secrets") };
     match cluster.follow(scope).next().await? {
-        Seen::Listed(secrets) => {
+        Seen::Listed(secrets, _) => {
             Ok(secrets.iter().filter_map(|secret| secret.key.name.parse().ok()).collect())
         }
         _ => Ok(Vec::new()),

@@ -100,7 +100,7 @@ impl Rotating {
         let set = self.authorities.now();
         let cluster = self.authorities.cluster();
         let nodes = match cluster.follow(Scope::all("", "nodes")).next().await? {
-            Seen::Listed(nodes) => nodes,
+            Seen::Listed(nodes, _) => nodes,
             _ => return Ok(()),
         };
         let nodes: Vec<NodeTrust> =

@@ -14,7 +14,7 @@ use futures_lite::{FutureExt, future};
 
 use super::meta::{self, Meta};
 use super::report::{About, Up};
-use crate::link::frame::{DIGEST_ALGORITHM, Hash, Hello, VERSION_MAX, VERSION_MIN, Welcome, features};
+use crate::link::frame::{DIGEST_ALGORITHM, Hash, Hello, Trust, VERSION_MAX, VERSION_MIN, Welcome, features};
 use crate::link::keepalive::KeepAlive;
 use crate::link::outgoing::LatestReceiver;
 use crate::link::{Body, Connection};
@@ -23,7 +23,7 @@ use crate::store::Store;
 use crate::task::{Backoff, Tasks};
 use crate::trust::clock::Clock;
 use crate::trust::identity::{self, Identity};
-use crate::trust::names::{Endpoint, Fingerprint};
+use crate::trust::names::Endpoint;
 use crate::trust::{tls, unix};
 use exchange::{Deed, Exchange};
 
@@ -84,7 +84,9 @@ impl Hub {
                     self.tell_board(true, &format!("holm {}", welcome.software)).await;
                     let reason = self.serve(connection, &welcome).await;
                     if self.renewal.wants_reconnect(self.tasks.now(), true) {
-                        log::info!("connecting again, with the renewed certificate");
+                        log::info!(
+                            "connecting again, with a new certificate or to say whom this board trusts"
+                        );
                         continue;
                     }
                     log::warn!("the cloud is away: {reason}; the pods go on");
@@ -176,11 +178,6 @@ impl Hub {
         if promote && let Err(error) = self.identity.promote() {
             log::error!("{error}");
         }
-        let endpoints = welcome.endpoints.iter().filter_map(|endpoint| endpoint.parse().ok()).collect();
-        let pins = welcome.pins.iter().map(|pin| Fingerprint::from_bytes(pin.0)).collect();
-        if let Err(error) = self.identity.learn(endpoints, pins) {
-            log::error!("{error}");
-        }
         if let Some(kept) = self.clock.confirm(unix(welcome.time_ms / 1000), self.tasks.now()) {
             match identity::write_floor(&self.data_dir, &kept) {
                 Ok(()) => self.clock.written(&kept),
@@ -188,6 +185,11 @@ impl Hub {
             }
         }
         self.renewal.begin(&self.identity, self.clock.now(self.tasks.now()));
+        self.take_trust(&Trust {
+            pins: welcome.pins.clone(),
+            endpoints: welcome.endpoints.clone(),
+            renew: false,
+        });
     }
 
     /// Serves one connection to its end; gives the reason.
@@ -240,7 +242,7 @@ impl Hub {
                 connection.send_plain(body);
             }
             if self.renewal.wants_reconnect(self.tasks.now(), bodies.is_empty() && exchange.is_idle()) {
-                return Err("its certificate was renewed".into());
+                return Err("this board has something new to show".into());
             }
             let waiting = self.waiting.clone();
             let ready = async {
@@ -287,7 +289,10 @@ impl Hub {
                 self.renewal.answered(&mut self.identity, renewed, self.tasks.now());
                 Ok(())
             }
-            Deed::Trust(_) => Ok(()),
+            Deed::Trust(trust) => {
+                self.take_trust(&trust);
+                Ok(())
+            }
             // The cloud cannot know better by being told.
             Deed::Odd(why) => {
                 log::error!("an order of the cloud was passed over: {why}");

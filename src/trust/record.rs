@@ -211,7 +211,7 @@ fn parsed<T: std::str::FromStr>(text: Option<String>, name: &'static str) -> Res
 }
 
 /// Times are written as people read them; one beyond the calendar as plain seconds.
-pub(super) fn rfc3339(time: UnixTime) -> String {
+pub(crate) fn rfc3339(time: UnixTime) -> String {
     let seconds = i64::try_from(time.as_secs()).ok();
     match seconds.and_then(|seconds| jiff::Timestamp::from_second(seconds).ok()) {
         Some(timestamp) => timestamp.to_string(),

@@ -14,6 +14,7 @@ use super::register::{self, Keeper};
 use super::renew;
 use super::sync::{Next, Sync};
 use crate::cloud::authorise::authorise;
+use crate::cloud::authorities::Following;
 use crate::cloud::cluster::{ClusterError, Weight};
 use crate::cloud::nodes::{Attached, Claim, Order};
 use crate::link::frame::{Happening, Hello, Refused, Welcome, features, negotiate};
@@ -59,6 +60,8 @@ pub(super) async fn serve(context: Arc<Context>, mut connection: Connection, pee
         return reason;
     };
     log::info!("node {node} connected: holm {}, epoch {}", hello.software, hello.epoch);
+    context.authority.heard(&peer, &hello.pins);
+    let following = context.authority.follow();
     context.lifecycle.seen(&node);
     let Attached { session, wanted, complete, orders, completed } = attached;
     let sync = Sync::new(&hello, context.cluster_uid.as_str(), wanted, complete);
@@ -73,7 +76,7 @@ pub(super) async fn serve(context: Arc<Context>, mut connection: Connection, pee
         endpoints: context.endpoints.iter().map(ToString::to_string).collect(),
         features: features(),
         software: env!("CARGO_PKG_VERSION").into(),
-        pins: Vec::new(),
+        pins: context.authority.pins(),
         renew_only: false,
         keep_alive_least_secs: u32::try_from(LEAST.as_secs()).unwrap_or(5),
     }));
@@ -81,18 +84,19 @@ pub(super) async fn serve(context: Arc<Context>, mut connection: Connection, pee
     connection.set_peer_features(&hello.features);
     let account = context.refusals.open(&node);
     let mut session = Session {
-        context,
         node,
         key,
         session,
         sync,
-        answers: VecDeque::new(),
+        answers: following.first(&peer, &context.endpoints).map(Body::Trust).into_iter().collect(),
+        following,
         orders,
         completed,
         account,
         registration: None,
         peer,
         renewals: 0,
+        context,
     };
     let reason = session.run(connection, &hello).await;
     match session.account.summary() {
@@ -121,6 +125,7 @@ struct Session {
     sync: Sync,
     /// What goes before anything of `sync`.
     answers: VecDeque<Body>,
+    following: Following,
     orders: LatestReceiver<Key, Order>,
     completed: Receiver<Set>,
     account: Account,
@@ -137,6 +142,7 @@ enum Waited {
     Orders,
     Completed(Set),
     Replaced,
+    Authorities,
 }
 
 impl Session {
@@ -160,6 +166,10 @@ impl Session {
             match self.wait(&mut connection).await {
                 Waited::Orders => {}
                 Waited::Completed(wanted) => self.sync.completed(&wanted),
+                Waited::Authorities => {
+                    let trust = self.following.trust(&self.peer, &self.context.endpoints);
+                    self.answers.push_back(Body::Trust(trust));
+                }
                 Waited::Replaced => {
                     connection.close().await;
                     return self.replaced(hello);
@@ -205,7 +215,11 @@ impl Session {
                 Err(_) => futures_lite::future::pending().await,
             }
         };
-        heard.or(more).or(completed).await
+        let authorities = async {
+            self.following.changed().await;
+            Waited::Authorities
+        };
+        heard.or(more).or(completed).or(authorities).await
     }
 
     /// What is to be sent next, if anything is.

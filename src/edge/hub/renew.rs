@@ -10,11 +10,12 @@
 use std::time::Duration;
 
 use super::Hub;
-use crate::link::frame::{Renew, Renewed};
+use crate::link::frame::{Renew, Renewed, Trust};
 use crate::link::{Body, Connection, Heard};
 use crate::task::{Backoff, within};
 use crate::trust::certificate::is_due;
 use crate::trust::identity::{self, Identity, Slot};
+use crate::trust::names::Fingerprint;
 use crate::trust::{CertificateDer, UnixTime};
 
 /// How often an idle session looks at the age of its certificate.
@@ -41,6 +42,8 @@ pub struct Renewal {
     ordered: bool,
     /// There is a new certificate to connect with, since then.
     installed: Option<Duration>,
+    /// The board trusts others than it has said in its `Hello`.
+    trusts_others: bool,
     /// What was last said about a failure.
     said: String,
 }
@@ -53,6 +56,7 @@ impl Default for Renewal {
             asked: None,
             ordered: false,
             installed: None,
+            trusts_others: false,
             said: String::new(),
         }
     }
@@ -63,6 +67,7 @@ impl Renewal {
     pub fn begin(&mut self, identity: &Identity, time: UnixTime) {
         self.asked = None;
         self.installed = None;
+        self.trusts_others = false;
         if !wants(identity, time) && !self.ordered {
             self.backoff.reset();
             self.not_before = Duration::ZERO;
@@ -117,9 +122,19 @@ impl Renewal {
         }
     }
 
-    /// True once the session is to end so that the new certificate connects:
-    /// as soon as nothing is under way.
+    /// The board has learnt to trust others than it has said in its `Hello`:
+    /// the cloud waits to hear it.
+    pub(super) fn trust_changed(&mut self) {
+        self.trusts_others = true;
+    }
+
+    /// True once the session is to end so that the new certificate connects, or
+    /// `Hello` says whom the board trusts by now: as soon as nothing is under
+    /// way.
     pub fn wants_reconnect(&self, now: Duration, is_idle: bool) -> bool {
+        if self.trusts_others && is_idle {
+            return true;
+        }
         self.installed.is_some_and(|at| is_idle || now.saturating_sub(at) >= BUSY)
     }
 
@@ -145,6 +160,24 @@ fn wants(identity: &Identity, time: UnixTime) -> bool {
 }
 
 impl Hub {
+    /// Keeps whom to trust and where to find the cloud, as an authenticated
+    /// cloud has told it. What cannot be kept now will be told again.
+    pub(super) fn take_trust(&mut self, trust: &Trust) {
+        let endpoints = trust.endpoints.iter().filter_map(|endpoint| endpoint.parse().ok()).collect();
+        let pins = trust.pins.iter().map(|pin| Fingerprint::from_bytes(pin.0)).collect();
+        let before = self.identity.membership().pins.clone();
+        if let Err(error) = self.identity.learn(endpoints, pins) {
+            log::error!("{error}");
+        }
+        if self.identity.membership().pins != before {
+            log::info!("the cluster's certificate authorities have changed");
+            self.renewal.trust_changed();
+        }
+        if trust.renew {
+            self.renewal.order();
+        }
+    }
+
     /// Looks at time and certificate; gives what to send, if anything.
     pub(super) fn look_at_age(&mut self) -> Option<Body> {
         let now = self.tasks.now();

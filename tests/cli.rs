@@ -387,6 +387,8 @@ fn a_backup_brings_a_lost_store_back() {
         cloud.stops_at(Signal::TERM);
         // And it need not run.
         prints(&mut with(&backup));
+        let itself = ["cloud", "backup", &folder.at("data/holm.redb"), "--data-dir", &data];
+        says(&mut with(&itself), USAGE, &[&["is the store itself", "name another file"]]);
         assert_eq!(authority(&log), before);
     }
 

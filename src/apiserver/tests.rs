@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use ::http::{Request, header};
 use http_body_util::{BodyExt, Full};
@@ -456,4 +458,67 @@ fn bytes_that_are_no_http_end_the_connection() {
             assert!(serving.as_mut().await.is_err());
         }
     });
+}
+
+/// A disk in memory that can be broken and mended.
+#[derive(Clone, Debug, Default)]
+struct Disk(Arc<(redb::backends::InMemoryBackend, AtomicBool)>);
+
+impl Disk {
+    fn whole(&self) -> std::io::Result<&redb::backends::InMemoryBackend> {
+        match self.0.1.load(Ordering::SeqCst) {
+            false => Ok(&self.0.0),
+            true => Err(std::io::Error::from_raw_os_error(5)),
+        }
+    }
+}
+
+impl redb::StorageBackend for Disk {
+    fn len(&self) -> std::io::Result<u64> {
+        self.whole()?.len()
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+        self.whole()?.read(offset, out)
+    }
+    fn set_len(&self, len: u64) -> std::io::Result<()> {
+        self.whole()?.set_len(len)
+    }
+    fn sync_data(&self) -> std::io::Result<()> {
+        self.whole()?.sync_data()
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        self.whole()?.write(offset, data)
+    }
+}
+
+#[test]
+fn the_api_is_not_ready_while_its_store_cannot_be_written() {
+    let disk = Disk::default();
+    let pace =
+        store::Pace { retry: (Duration::from_millis(1), Duration::from_millis(4)), ..Default::default() };
+    let options = store::Options { pace, ..Default::default() };
+    let store = Store::open_backend(std::path::Path::new("/its/file"), disk.clone(), options).unwrap();
+    let api = ApiServer::new(store, Options { role: Role::Cloud, version: "0".into() });
+    let executor = Arc::new(Executor::new());
+    let bench = Bench { api, executor: executor.clone(), directory: PathBuf::new() };
+    block_on(executor.run(async {
+        let ask = async |path: &str| {
+            let response = bench.send("GET", path, &[], Vec::new()).await;
+            let code = response.status().as_u16();
+            let bytes = response.into_body().collect().await.unwrap().to_bytes();
+            (code, String::from_utf8(bytes.to_vec()).unwrap())
+        };
+        assert_eq!(ask("/readyz").await, (200, "ok".into()));
+        disk.0.1.store(true, Ordering::SeqCst);
+        let namespace = json!({"metadata": {"name": "default"}});
+        let (code, status) = bench.json("POST", "/api/v1/namespaces", namespace.clone()).await;
+        assert_eq!(code, 500);
+        assert!(status["message"].as_str().unwrap().contains("/its/file"), "{status}");
+        let (code, said) = ask("/readyz").await;
+        assert!(code == 500 && said.contains("/its/file"), "{code} {said}");
+        assert_eq!(ask("/livez").await.0, 200, "to start it again would not help");
+        disk.0.1.store(false, Ordering::SeqCst);
+        while ask("/readyz").await.0 != 200 {}
+        bench.made("/api/v1/namespaces", namespace).await;
+    }));
 }

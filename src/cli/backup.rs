@@ -26,6 +26,10 @@ pub(super) fn backup(arguments: &Backup, mut mistakes: Mistakes) -> Result<(), F
     let data_dir = directory(arguments.data_dir.as_deref(), &mut mistakes);
     mistakes.end()?;
     let to = Path::new(&arguments.file);
+    let store = data_dir.join("holm.redb");
+    if fs::canonicalize(to).is_ok_and(|to| fs::canonicalize(&store).is_ok_and(|store| store == to)) {
+        return Err(Failure::mistake(format!("{} is the store itself: name another file", to.display())));
+    }
     let socket = data_dir.join(SOCKET);
     let contents = match std::os::unix::net::UnixStream::connect(&socket) {
         Ok(_) => smol::block_on(receive(&socket, to))?,

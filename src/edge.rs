@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_channel::bounded;
+use futures_lite::FutureExt;
 
 use crate::apiserver::{self, ApiServer};
 use crate::cri::{self, Runtime};
@@ -76,13 +77,18 @@ pub enum EdgeError {
 /// The data directory if none is given.
 pub const DATA_DIR: &str = "/var/lib/holm/edge";
 
-/// The board has moved to another cluster: run the role again.
+/// Why the role is to be run again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Moved;
+pub enum Again {
+    /// The board has moved to another cluster.
+    Moved,
+    /// Its store was damaged while it ran; opening it sets it aside.
+    Damaged,
+}
 
 /// Runs the edge for ever; it returns if it cannot start, or is to be started
 /// again.
-pub async fn run(options: Options, tasks: Tasks) -> Result<Moved, EdgeError> {
+pub async fn run(options: Options, tasks: Tasks) -> Result<Again, EdgeError> {
     let api_listener = net::listen("--api-listen", options.api_listen)?;
     let api_address = net::local_address(&api_listener, options.api_listen);
     let (store, setback) = recover::open(
@@ -168,6 +174,7 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<Moved, EdgeError> {
         tasks.spawn("hub", hub.run());
     }
 
+    let watched = store.clone();
     let cloud = format!("cluster {cluster}");
     let role = apiserver::Role::Board { cloud };
     let api = ApiServer::new(store, apiserver::Options { role, version: env!("CARGO_PKG_VERSION").into() });
@@ -177,10 +184,18 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<Moved, EdgeError> {
         "the board's own API is at http://{api_address}; look with: holm get pods --data-dir {}",
         options.data_dir.display()
     );
-    match moved.recv().await {
-        Ok(moved) => Ok(moved),
-        Err(_) => futures_lite::future::pending().await,
-    }
+    let moved = async {
+        match moved.recv().await {
+            Ok(()) => Again::Moved,
+            Err(_) => futures_lite::future::pending().await,
+        }
+    };
+    let damaged = async {
+        let why = recover::damaged(&watched, recover::LOOK).await;
+        log::error!("the board's store is damaged ({why}): starting again to set it aside");
+        Again::Damaged
+    };
+    Ok(moved.or(damaged).await)
 }
 
 /// The identity of a board that has joined; `None` before that.

@@ -11,10 +11,13 @@
 mod host;
 
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::process::Command;
 
 use host::board::IMAGE;
-use host::world::{NODE, World, condition, free_port, in_a_world};
+use host::world::{NODE, World, condition, free_port, holm, in_a_world};
 use serde_json::{Value, json};
 
 /// A pod that does nothing, for ever, on the world's node.
@@ -85,6 +88,11 @@ fn an_emptied_or_another_cloud_is_refused_and_the_board_moves_only_when_told() {
         until_said(world, "is not this cluster's cloud", 1);
         let code = world.token(&[]);
         assert_eq!(running(world), before);
+        assert_eq!(
+            count(&log(world, "edge.log"), "is not this cluster's cloud"),
+            1,
+            "said once, not once a try"
+        );
 
         // A code alone moves nothing; nor does another start of the agent.
         world.kill_edge();
@@ -208,5 +216,201 @@ fn a_damaged_store_of_a_board_is_made_anew_and_no_container_stops() {
         world.kubectl_ok(&["delete", "pod", "one", "--timeout=30s"]);
         world.until("one container to be gone", |world| running(world).keys().eq(["two"]));
         assert_eq!(running(world)["two"], before["two"]);
+    });
+}
+
+/// Whether an Event with that reason about the node says all of that.
+fn is_told(world: &World, reason: &str, words: &[&str]) -> bool {
+    let events = world.json(&["get", "events"]).unwrap_or_default();
+    events["items"].as_array().into_iter().flatten().any(|event| {
+        let message = event["message"].as_str().unwrap_or_default();
+        event["reason"] == reason
+            && event["involvedObject"]["name"] == NODE
+            && words.iter().all(|word| message.contains(word))
+    })
+}
+
+/// A command of the program that must succeed.
+#[track_caller]
+fn holm_ok(world: &World, arguments: &[&str]) -> String {
+    let output = holm().args(arguments).arg("--data-dir").arg(world.cloud_dir()).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_restored_cloud_takes_nothing_away_until_it_is_told_to() {
+    in_a_world("a_restored_cloud_takes_nothing_away", |world| {
+        world.start();
+        world.apply(&[pod("old"), pod("goes")]);
+        world.until_phase("old", "Running");
+        world.until_phase("goes", "Running");
+        let backup = world.folder.join("backup");
+        holm_ok(world, &["cloud", "backup", backup.to_str().unwrap()]);
+        world.apply(&[pod("new")]);
+        world.until_phase("new", "Running");
+        // After the backup the board gets another key, too.
+        world.kill_edge();
+        world.forget_edge();
+        let code = world.token(&["--node", NODE]);
+        world.start_edge(Some(&code));
+        world.until("the board to know its pods again", |world| running(world).len() == 3);
+        let (before, shims) = (running(world), world.containerd.shims());
+
+        // Its store is lost, and what came after the backup with it.
+        world.kill_cloud();
+        std::fs::write(world.cloud_dir().join("holm.redb"), "damaged").unwrap();
+        holm_ok(world, &["cloud", "restore", backup.to_str().unwrap()]);
+        world.start_cloud();
+        world.until("what is kept to be said", |world| {
+            is_told(world, "HeldThoughUnknown", &["pods/default/new", "holm cloud restore --confirm"])
+        });
+        world.until_ready();
+        assert!(world.json(&["get", "pod", "new"]).is_none());
+        assert_eq!((running(world), world.containerd.shims()), (before.clone(), shims));
+
+        // An order is an order also then.
+        world.kubectl_ok(&["delete", "pod", "goes", "--timeout=30s"]);
+        world.until("the deleted pod to be gone", |world| running(world).keys().eq(["new", "old"]));
+        // Another start of the agent changes nothing either.
+        world.kill_edge();
+        world.start_edge(None);
+        world.until("both to be known again", |world| running(world).len() == 2);
+        world.until("the board to be connected", |world| {
+            let nodes = world.board(&["nodes"]).unwrap_or_default();
+            condition(&nodes["items"][0], "CloudConnected") == Some("True".into())
+        });
+
+        // Told to, it lets go of what it does not know, on the same connection.
+        let connections = count(&log(world, "edge.log"), "connected to the cloud");
+        holm_ok(world, &["cloud", "restore", "--confirm"]);
+        world.until("the unknown pod to be gone", |world| world.containerd.shims().len() == 1);
+        assert_eq!(running(world), BTreeMap::from([("old".to_owned(), before["old"].clone())]));
+        assert_eq!(count(&log(world, "edge.log"), "connected to the cloud"), connections);
+    });
+}
+
+/// A small file system of its own, in memory, at a directory.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// An error says why there is none.
+    fn mount(at: PathBuf) -> Result<SmallDisk, String> {
+        std::fs::create_dir_all(&at).unwrap();
+        std::fs::set_permissions(&at, std::fs::Permissions::from_mode(0o700)).unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=16m,mode=0700", "tmpfs"])
+            .arg(&at)
+            .output();
+        match mounted {
+            Ok(output) if output.status.success() => Ok(SmallDisk(at)),
+            Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+            Err(error) => Err(format!("mount: {error}")),
+        }
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.0.join("ballast")
+    }
+
+    /// Leaves no room.
+    fn fill(&self) {
+        let mut file = std::fs::File::create(self.ballast()).unwrap();
+        let part = [0; 4096];
+        while file.write_all(&part).is_ok() {}
+    }
+
+    fn free(&self) {
+        std::fs::remove_file(self.ballast()).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+/// Makes a ConfigMap that no store has room for by chance; kubectl's answer.
+fn create_big(world: &World, name: &str) -> std::process::Output {
+    let path = world.folder.join("big.json");
+    let meta = json!({"name": name, "namespace": "default"});
+    let data = json!({"text": "0123456789".repeat(90_000)});
+    let big = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": data});
+    std::fs::write(&path, big.to_string()).unwrap();
+    world.kubectl(&["create", "-f", path.to_str().unwrap()])
+}
+
+#[test]
+fn a_board_with_a_full_disk_runs_its_pods_and_heals() {
+    const TEST: &str = "a_board_with_a_full_disk_runs_its_pods_and_heals";
+    in_a_world(TEST, |world| {
+        let disk = match SmallDisk::mount(world.edge_dir()) {
+            Ok(disk) => disk,
+            Err(why) => return host::skipped(TEST, &why),
+        };
+        world.start();
+        world.apply(&[pod("one")]);
+        world.until_phase("one", "Running");
+        let before = running(world);
+        disk.fill();
+        assert!(create_big(world, "big").status.success());
+        let mut two = pod("two");
+        two["spec"]["volumes"] = json!([{"name": "v", "configMap": {"name": "big"}}]);
+        world.apply(&[two]);
+        until_said(world, "the disk is full", 1);
+        world.until("the board to say so on its Node", |world| {
+            let node = world.json(&["get", "node", NODE]).unwrap_or_default();
+            let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            conditions.iter().any(|condition| {
+                condition["type"] == "StoreFailing"
+                    && condition["status"] == "True"
+                    && condition["message"].as_str().unwrap().contains("free space")
+            })
+        });
+        assert_eq!(running(world), before);
+        disk.free();
+        world.until_phase("two", "Running");
+        until_said(world, "can be written again", 1);
+        assert_eq!(running(world)["one"], before["one"]);
+        assert!(count(&log(world, "edge.log"), "the disk is full") <= 3, "{}", log(world, "edge.log"));
+        world.kill_edge();
+        world.containerd.kill_containers();
+        drop(disk);
+    });
+}
+
+#[test]
+fn a_cloud_with_a_full_disk_says_so_and_heals() {
+    const TEST: &str = "a_cloud_with_a_full_disk_says_so_and_heals";
+    in_a_world(TEST, |world| {
+        let disk = match SmallDisk::mount(world.cloud_dir()) {
+            Ok(disk) => disk,
+            Err(why) => return host::skipped(TEST, &why),
+        };
+        world.start();
+        world.apply(&[pod("one")]);
+        world.until_phase("one", "Running");
+        let before = running(world);
+        disk.fill();
+        let refused =
+            (0..20).map(|n| create_big(world, &format!("big-{n}"))).find(|output| !output.status.success());
+        let said = String::from_utf8_lossy(&refused.expect("no write was refused").stderr).into_owned();
+        assert!(said.contains("the disk is full") && said.contains("free space"), "{said}");
+        assert!(said.lines().count() == 1, "{said}");
+        // What is there can be read, and the board goes on.
+        assert_eq!(world.json(&["get", "pod", "one"]).unwrap()["status"]["phase"], "Running");
+        let ready = world.kubectl(&["get", "--raw", "/readyz"]);
+        assert!(
+            !ready.status.success() && String::from_utf8_lossy(&ready.stderr).contains("the disk is full")
+        );
+        assert!(world.kubectl(&["get", "--raw", "/livez"]).status.success());
+        assert_eq!(running(world), before);
+        disk.free();
+        world.until("writes to be taken again", |world| create_big(world, "later").status.success());
+        world.kubectl_ok(&["get", "--raw", "/readyz"]);
+        assert_eq!(running(world), before);
+        world.kill_cloud();
+        drop(disk);
     });
 }

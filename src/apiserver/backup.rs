@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::path::Path;
 
 use bytes::Bytes;
 use futures_lite::stream;
@@ -12,12 +13,29 @@ use hyper::body::Frame;
 
 use super::http::{Body, respond};
 use super::status::ApiError;
-use crate::store::{Store, StoreError};
+use crate::object::now_rfc3339;
+use crate::store::{Contents, Store, StoreError};
 
 /// Where it is.
 pub const PATH: &str = "/holm/backup";
+/// The fact, in a backup, that says when it was begun (RFC 3339).
+pub const BEGUN: &str = "cloud/backup-at";
 /// Read from the copy at a time, in bytes.
 const PART: usize = 64 << 10;
+
+/// Copies a store into a file, with the time when that was begun. Blocks for
+/// as long as it takes.
+///
+/// # Errors
+/// The store is damaged or cannot be written, or the file cannot be made.
+pub fn copy_into(store: &Store, to: &Path) -> Result<Contents, StoreError> {
+    let begun = now_rfc3339().into_bytes();
+    smol::block_on(store.set_fact(BEGUN, begun))?;
+    let contents = store.backup(to)?;
+    // Whoever copies the store's own file later has no time for it.
+    smol::block_on(store.set_fact(BEGUN, Vec::new()))?;
+    Ok(contents)
+}
 
 /// Copies the store beside itself and gives the copy, which has no name any
 /// more by then. Callers do one at a time: the copy's name is always the same.
@@ -25,7 +43,7 @@ pub async fn backup(store: &Store) -> Result<Response<Body>, ApiError> {
     let copy = store.path().with_extension("backup");
     let store = store.clone();
     let file = smol::unblock(move || -> Result<File, ApiError> {
-        store.backup(&copy)?;
+        copy_into(&store, &copy)?;
         let unreadable = |error: io::Error| {
             ApiError::from(StoreError::Storage { path: copy.clone(), why: error.to_string() })
         };

@@ -12,7 +12,7 @@ use super::exit::{Failure, Mistakes};
 use super::local::{self, exchange};
 use super::role::data_dir;
 use super::token::CLOUD_DATA_DIR;
-use crate::apiserver::backup::PATH;
+use crate::apiserver::backup::{PATH, copy_into};
 use crate::cloud::absence;
 use crate::cloud::restore::{self, Restored};
 use crate::net::SOCKET;
@@ -41,7 +41,7 @@ pub(super) fn backup(arguments: &Backup, mut mistakes: Mistakes) -> Result<(), F
                     data_dir.display()
                 )));
             }
-            Store::open(&data_dir, store::Options::default())?.backup(to)?
+            copy_into(&Store::open(&data_dir, store::Options::default())?, to)?
         }
         Err(error) => {
             return Err(Failure::unavailable(&format!(

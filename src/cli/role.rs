@@ -156,21 +156,19 @@ pub(super) fn edge(arguments: &Edge, mut mistakes: Mistakes) -> Result<(), Failu
     };
     match start(|tasks| edge::run(options, tasks))? {
         None => Ok(()),
-        Some(edge::Moved) => again(),
+        Some(why) => again(why),
     }
 }
 
-/// Runs the program anew in this process: as another node it shares nothing
-/// with what it was.
-fn again() -> Result<(), Failure> {
+/// Runs the program anew in this process: it is to share nothing with what it
+/// was.
+fn again(why: edge::Again) -> Result<(), Failure> {
     let mut words = std::env::args_os();
     let name = words.next().unwrap_or_default();
-    // The move is done; a code on standard input is read up.
-    let words = words.filter(|word| word != "--adopt-cluster");
+    // A move is done once; and a code on standard input is read up.
+    let words = words.filter(|word| why != edge::Again::Moved || word != "--adopt-cluster");
     let error = Command::new("/proc/self/exe").arg0(name).args(words).exec();
-    Err(Failure::failed(&format!(
-        "the board has moved, and cannot be started again ({error}): start it again"
-    )))
+    Err(Failure::failed(&format!("holm edge cannot be started again by itself ({error}): start it")))
 }
 
 /// The name that the board has joined with.

@@ -17,6 +17,8 @@ use crate::link::Holding;
 use crate::link::frame::Gone;
 use crate::link::sync::{Set, difference};
 use crate::object::{Key, time_rfc3339};
+use crate::trust::UnixTime;
+use crate::trust::authority::BACKDATED;
 use crate::trust::names::NodeName;
 use crate::trust::record::{MANAGED_BY, NAMESPACE};
 
@@ -37,8 +39,9 @@ pub fn restored_key() -> Key {
     }
 }
 
-/// The ConfigMap [`RESTORED`] of a store that was restored at that time.
-pub fn restored(at: Timestamp) -> Value {
+/// The ConfigMap [`RESTORED`] of a store that was restored at that time, from
+/// a backup that was begun `made`, if that is known.
+pub fn restored(at: Timestamp, made: Option<&str>) -> Value {
     json!({
         "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": {
@@ -47,11 +50,23 @@ pub fn restored(at: Timestamp) -> Value {
         },
         "data": {
             "restoredAt": time_rfc3339(at),
+            "backupAt": made.unwrap_or_default(),
             "meaning": format!(
                 "This cloud was restored from a backup. While this object is here it takes nothing from a node that it does not know itself; to let that go: {CONFIRM}"
             ),
         },
     })
+}
+
+/// True if a certificate was issued after the backup was begun that the store
+/// comes from: its key is then unknown to the store only because it renewed,
+/// or moved to this board, since. One that lost its place before has an older
+/// certificate.
+pub fn issued_since(mark: &Value, not_before: UnixTime) -> bool {
+    let made = mark.get("data").and_then(|data| data.get("backupAt")).and_then(Value::as_str);
+    let made = made.and_then(|made| made.parse::<Timestamp>().ok()).map(Timestamp::as_second);
+    let issued = not_before.as_secs().saturating_add(BACKDATED);
+    made.and_then(|made| u64::try_from(made).ok()).is_some_and(|made| issued > made)
 }
 
 /// Why a cloud leaves on a node what it does not know itself.
@@ -124,6 +139,7 @@ fn message(left: &[Gone], why: Why) -> Option<String> {
 mod tests {
     use super::*;
     use crate::link::frame::WireKey;
+    use crate::trust::unix;
 
     fn gone(name: usize) -> Gone {
         let (group, resource, namespace) = ("".into(), "pods".into(), "default".into());
@@ -142,10 +158,21 @@ mod tests {
 
     #[test]
     fn what_says_that_the_store_was_restored_is_what_is_looked_for() {
-        let value = restored(Timestamp::UNIX_EPOCH);
+        let value = restored(Timestamp::UNIX_EPOCH, None);
         let key = restored_key();
         assert_eq!(value["metadata"]["name"], key.name.as_str());
         assert_eq!(value["metadata"]["namespace"], key.namespace.as_str());
         assert_eq!(value["data"]["restoredAt"], "1970-01-01T00:00:00Z");
+        assert!(!issued_since(&value, unix(u64::MAX)));
+    }
+
+    #[test]
+    fn a_certificate_of_after_the_backup_is_told_from_one_of_before() {
+        let mark = restored(Timestamp::UNIX_EPOCH, Some("2026-01-02T00:00:00Z"));
+        let made = 1_767_312_000;
+        for (issued, newer) in [(made - 1, false), (made, false), (made + 1, true)] {
+            assert_eq!(issued_since(&mark, unix(issued - BACKDATED)), newer);
+        }
+        assert!(!issued_since(&json!({}), unix(made + 1)));
     }
 }

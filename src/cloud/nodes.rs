@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use async_channel::{Receiver, Sender, WeakSender};
 
+use super::absence;
 use super::cluster::{Cluster, ClusterError, Seen};
 use crate::link::outgoing::LatestReceiver;
 use crate::link::sync::Set;
@@ -33,7 +34,8 @@ pub struct Attached {
     pub session: u64,
     /// What the node is to hold.
     pub wanted: Set,
-    /// True if `wanted` is everything: nothing behind it could not be read.
+    /// True if `wanted` is everything: nothing behind it could not be read,
+    /// and the store is no restored one that nobody has confirmed ([`absence`]).
     pub complete: bool,
     /// Everything that changes from then on. It ends when another session of
     /// the node takes over.
@@ -177,11 +179,7 @@ impl State {
                 }
                 ToNodes::Again => {
                     self.retrying = false;
-                    let incomplete = self.nodes.iter().filter(|(_, node)| node.completed.is_some());
-                    let incomplete: Vec<String> = incomplete.map(|(name, _)| name.clone()).collect();
-                    for node in incomplete {
-                        self.refresh(&node, None, Revision::default()).await;
-                    }
+                    self.look_again().await;
                 }
             }
             // Before the pods are listed nobody can be told what to hold.
@@ -192,6 +190,15 @@ impl State {
                     let _ = reply.try_send(attached);
                 }
             }
+        }
+    }
+
+    /// Looks again at the nodes that have not been told of everything.
+    async fn look_again(&mut self) {
+        let incomplete = self.nodes.iter().filter(|(_, node)| node.completed.is_some());
+        let incomplete: Vec<String> = incomplete.map(|(name, _)| name.clone()).collect();
+        for node in incomplete {
+            self.refresh(&node, None, Revision::default()).await;
         }
     }
 
@@ -214,6 +221,10 @@ impl State {
             self.put(object, None).await;
         }
         self.complete |= is_pods;
+        // It may have been removed in a gap.
+        if *kind == absence::restored_key().kind() {
+            self.look_again().await;
+        }
     }
 
     async fn put(&mut self, object: &Arc<Object>, previous: Option<&Object>) {
@@ -237,6 +248,9 @@ impl State {
     }
 
     async fn removed(&mut self, key: &Key, revision: Revision) {
+        if *key == absence::restored_key() {
+            self.look_again().await;
+        }
         let nodes: Vec<String> = match key.is("", "pods") {
             true => self.forget_pod(key).into_iter().collect(),
             false => self.named_by.get(key).into_iter().flatten().cloned().collect(),
@@ -314,7 +328,16 @@ impl State {
             }
         }
         node.names = wanted;
+        // What a restored store lacks is not known to be unwanted.
+        let mut restored = false;
+        if node.completed.is_some() {
+            match self.cluster.get(&absence::restored_key()).await {
+                Ok(mark) => restored = mark.is_some(),
+                Err(_) => unread = true,
+            }
+        }
         match (unread, &node.completed) {
+            (false, Some(_)) if restored => {}
             (false, Some(completed)) => {
                 // A session that has gone meanwhile needs no answer.
                 let _ = completed.try_send(node.told.holds().clone());

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::absence;
+use crate::apiserver::backup::BEGUN;
 use crate::object::{Key, Kind, Origin};
 use crate::store::{self, Action, Contents, Durability, Expect, Scope, Store, StoreError, Write, WriteError};
 use crate::trust::record::{NAMESPACE, SECRET_TYPE};
@@ -156,7 +157,8 @@ fn stage(staging: &Path, backup: &Path, made: &Path) -> Result<Contents, Restore
         .into_iter()
         .map(|key| Write { key, expect: Expect::Anything, action: Action::Delete })
         .collect();
-    let value = absence::restored(jiff::Timestamp::now());
+    let begun = store.fact(BEGUN)?.and_then(|made| String::from_utf8(made).ok());
+    let value = absence::restored(jiff::Timestamp::now(), begun.as_deref());
     let action = Action::Put { value, origin: Origin::Local, durability: Durability::Durable };
     writes.push(Write { key: absence::restored_key(), expect: Expect::Anything, action });
     for outcome in smol::block_on(store.write_all(writes))? {
@@ -238,7 +240,7 @@ mod tests {
         let later = Key::core("configmaps", "default", "later").unwrap();
         let (generation, revision) = {
             let store = cloud(&data);
-            store.backup(&file).unwrap();
+            crate::apiserver::backup::copy_into(&store, &file).unwrap();
             put(&store, later.clone(), json!({}));
             assert!(matches!(restore(&data, &file), Err(RestoreError::Running(_))));
             (store.generation(), store.revision())
@@ -252,7 +254,8 @@ mod tests {
         assert!(store.get(&later).unwrap().is_none());
         assert!(store.get(&Key::core("secrets", NAMESPACE, "holm-ca").unwrap()).unwrap().is_some());
         assert!(store.get(&Key::core("secrets", NAMESPACE, "code").unwrap()).unwrap().is_none());
-        assert!(store.get(&absence::restored_key()).unwrap().is_some());
+        let mark = store.get(&absence::restored_key()).unwrap().unwrap();
+        assert!(absence::issued_since(&mark.value, crate::trust::UnixTime::now()));
         let names: Vec<String> = fs::read_dir(&data)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())

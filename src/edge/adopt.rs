@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use async_channel::Receiver;
 
 use super::join::{self, JoinError};
-use super::{Moved, Options, meta};
+use super::{Options, meta};
 use crate::store::{Store, StoreError};
 use crate::task::Tasks;
 use crate::trust::clock::Clock;
@@ -88,7 +88,7 @@ pub async fn begin(
     clock: &Clock,
     store: &Store,
     tasks: &Tasks,
-) -> Result<Receiver<Moved>, StoreError> {
+) -> Result<Receiver<()>, StoreError> {
     let (done, moved) = async_channel::bounded(1);
     let own = &belongs.cluster;
     match meta::synced_with(store)? {
@@ -134,7 +134,7 @@ pub async fn begin(
             tasks.spawn("adoption", async move {
                 match adopt(&options.data_dir, &code, &node, &clock, &store, &inner).await {
                     // Nobody waits any more only when the role ends.
-                    Ok(()) => drop(done.try_send(Moved)),
+                    Ok(()) => drop(done.try_send(())),
                     Err(error) => log::error!("the board stays what it is in cluster {own}: {error}"),
                 }
             });

@@ -31,6 +31,9 @@ use exchange::{Deed, Exchange};
 const WELCOME: Duration = Duration::from_secs(20);
 /// The first and the longest bound of the pause between two tries.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(2));
+/// How long a board that can keep nothing waits until it lets the cloud see it
+/// again.
+const UNWRITABLE: Duration = Duration::from_secs(10);
 /// Orders made durable in one commit at most.
 const BATCH: usize = 64;
 
@@ -68,6 +71,7 @@ impl Hub {
         let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
         let mut network = NetworkUp::default();
         let mut said = String::new();
+        let mut full = false;
         loop {
             match self.connect().await {
                 Ok((connection, welcome)) => {
@@ -80,7 +84,9 @@ impl Hub {
                         smol::Timer::after(PAUSES.1).await;
                         continue;
                     }
-                    log::info!("connected to the cloud: holm {}", welcome.software);
+                    if !full {
+                        log::info!("connected to the cloud: holm {}", welcome.software);
+                    }
                     self.tell_board(true, &format!("holm {}", welcome.software)).await;
                     let reason = self.serve(connection, &welcome).await;
                     if self.renewal.wants_reconnect(self.tasks.now(), true) {
@@ -89,8 +95,12 @@ impl Hub {
                         );
                         continue;
                     }
-                    log::warn!("the cloud is away: {reason}; the pods go on");
+                    // Once, and not once a try, as long as nothing can be kept.
+                    if !std::mem::replace(&mut full, self.store.health().is_err()) {
+                        log::warn!("the cloud is away: {reason}; the pods go on");
+                    }
                     self.tell_board(false, &reason).await;
+                    self.until_writable().await;
                 }
                 // Once a reason, not once a try: a week offline is not a log.
                 Err(reason) if reason != said => {
@@ -101,6 +111,15 @@ impl Hub {
                 Err(_) => {}
             }
             network.pause(&mut backoff).await;
+        }
+    }
+
+    /// Waits for the store to be writable, for a time: an order could not be
+    /// kept before, and a status has been told by the connection that ended.
+    async fn until_writable(&self) {
+        let since = self.tasks.now();
+        while self.store.health().is_err() && self.tasks.now().saturating_sub(since) < UNWRITABLE {
+            smol::Timer::after(PAUSES.0).await;
         }
     }
 

@@ -5,7 +5,9 @@
 
 use std::fs;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::store::{Options, Store, StoreError};
 
@@ -61,6 +63,25 @@ pub fn open(data_dir: &Path, options: Options) -> Result<(Store, Option<Setback>
     };
     log::error!("{}", setback.message());
     Ok((store, Some(setback)))
+}
+
+/// How often the store is looked through while the board runs.
+pub const LOOK: Duration = Duration::from_secs(3600);
+
+/// Waits until the store is seen to be damaged; gives why. A look reads all of
+/// it and writes nothing.
+pub async fn damaged(store: &Store, every: Duration) -> String {
+    loop {
+        smol::Timer::after(every).await;
+        let store = store.clone();
+        // A file that makes no sense can make the database panic.
+        let look = move || catch_unwind(AssertUnwindSafe(|| store.verify()));
+        match smol::unblock(look).await {
+            Ok(Err(StoreError::Damaged { at, why, .. })) => return format!("{at}: {why}"),
+            Err(_) => return "it makes no sense".into(),
+            Ok(_) => {}
+        }
+    }
 }
 
 fn aside(path: &Path, number: usize) -> PathBuf {
@@ -160,6 +181,30 @@ mod tests {
         assert_eq!(read("holm.redb.damaged-1"), "damaged 4");
         assert_eq!(read("holm.redb.damaged-2"), "damaged 3");
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 3);
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn damage_is_seen_while_the_board_runs() {
+        let folder = folder();
+        fs::create_dir(&folder).unwrap();
+        let file = folder.join("holm.redb");
+        fs::write(&file, written()).unwrap();
+        let (store, _) = open(&folder, Options { cache_bytes: 0, ..Options::default() }).unwrap();
+        let length = usize::try_from(fs::metadata(&file).unwrap().len()).unwrap();
+        let soon = Duration::from_millis(1);
+        let still = async {
+            smol::Timer::after(soon * 50).await;
+            "well".to_owned()
+        };
+        assert_eq!(smol::block_on(smol::future::or(damaged(&store, soon), still)), "well");
+        // In place, under the open store.
+        let mut bytes = fs::read(&file).unwrap();
+        bytes.iter_mut().skip(4096).step_by(97).for_each(|byte| *byte ^= 1);
+        let opened = fs::OpenOptions::new().write(true).open(&file).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&opened, &bytes, 0).unwrap();
+        assert_eq!(bytes.len(), length);
+        assert!(!smol::block_on(damaged(&store, soon)).is_empty());
         fs::remove_dir_all(folder).unwrap();
     }
 

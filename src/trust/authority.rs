@@ -40,8 +40,8 @@ pub const ADMIN_GROUP: &str = "system:masters";
 pub const ADMIN_USER: &str = "kubernetes-admin";
 
 const DAY: u64 = 24 * 60 * 60;
-/// Certificates begin their life this much earlier, for clients whose clocks are a little behind.
-const BACKDATED: u64 = 60 * 60;
+/// Certificates begin their life this much earlier, in seconds, for clients whose clocks are a little behind.
+pub const BACKDATED: u64 = 60 * 60;
 /// What stands before the cluster's UID in the authority's common name.
 const AUTHORITY_NAME_PREFIX: &str = "holm-ca ";
 /// Last second that X.509 can write: 9999-12-31T23:59:59Z (RFC 5280, section 4.1.2.5).

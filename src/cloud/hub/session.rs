@@ -13,6 +13,7 @@ use super::refusals::Account;
 use super::register::{self, Keeper};
 use super::renew;
 use super::sync::{Next, Sync};
+use crate::cloud::absence;
 use crate::cloud::authorise::authorise;
 use crate::cloud::authorities::Following;
 use crate::cloud::cluster::{ClusterError, Weight};
@@ -47,7 +48,7 @@ pub(super) async fn serve(context: Arc<Context>, mut connection: Connection, pee
         connection.close().await;
         return reason;
     };
-    if let Err(reason) = keeps_place(&context, &node, &key).await {
+    if let Err(reason) = keeps_place(&context, &peer).await {
         connection.send_plain(Body::Refused(Refused { reason: reason.clone(), permanent: false }));
         connection.close().await;
         return reason;
@@ -106,13 +107,23 @@ pub(super) async fn serve(context: Arc<Context>, mut connection: Connection, pee
 }
 
 /// The node must still be this key's, and Holm's.
-async fn keeps_place(context: &Context, node: &NodeName, key: &Fingerprint) -> Result<(), String> {
+async fn keeps_place(context: &Context, peer: &PeerIdentity) -> Result<(), String> {
+    let (node, key) = (&peer.node, &peer.key_fingerprint);
+    let failed = |error: ClusterError| error.to_string();
     let name = Key::core("nodes", "", node.as_str()).map_err(|error| error.to_string())?;
-    let known = context.cluster.get(&name).await.map_err(|error| error.to_string())?;
-    match known.map(|known| register::keeper(&known.value, key)) {
-        None | Some(Keeper::ThisKey) => Ok(()),
-        Some(Keeper::NotOurs) => Err(format!("the cluster has a node {node} that is not Holm's")),
-        Some(Keeper::AnotherKey) => Err(format!("another board has taken the place of node {node}")),
+    let Some(known) = context.cluster.get(&name).await.map_err(failed)? else { return Ok(()) };
+    match register::keeper(&known.value, key) {
+        Keeper::ThisKey => Ok(()),
+        Keeper::NotOurs => Err(format!("the cluster has a node {node} that is not Holm's")),
+        Keeper::AnotherKey => {
+            let mark = context.cluster.get(&absence::restored_key()).await.map_err(failed)?;
+            if !mark.is_some_and(|mark| absence::issued_since(&mark.value, peer.not_before)) {
+                return Err(format!("another board has taken the place of node {node}"));
+            }
+            log::warn!("node {node} has a key that the restored store does not know: it was issued since");
+            let value = register::with_key(known.value.clone(), key);
+            context.cluster.update(&known, value).await.map(|_| ()).map_err(failed)
+        }
     }
 }
 
@@ -254,6 +265,9 @@ impl Session {
                         plan.puts,
                         plan.drops
                     );
+                    let cluster = &self.context.cluster;
+                    let told = absence::tell(cluster, &self.node, &plan.left, self.sync.belongs()).await;
+                    told.unwrap_or_else(|error| log::warn!("node {}: {error}", self.node));
                 }
                 Ok(())
             }
@@ -310,6 +324,12 @@ impl Session {
                 let is_node = key.is("", "nodes");
                 if let (true, None, Some(node)) = (is_node, &object, &self.registration) {
                     register::register(&cluster, &self.node, &self.key, node.clone()).await?;
+                }
+                if is_node
+                    && let Some(known) = &object
+                    && register::keeper(&known.value, &self.key) != Keeper::ThisKey
+                {
+                    return Err(Failure::Refused("the status of a node that is another keeper's by now"));
                 }
                 let weight = match object.as_deref() {
                     Some(known) if is_node && only_heartbeat(known, &content) => Weight::Heartbeat,

@@ -12,6 +12,7 @@
 
 use std::collections::VecDeque;
 
+use crate::cloud::absence;
 use crate::cloud::nodes::Order;
 use crate::link::compress::pack;
 use crate::link::frame::{
@@ -94,6 +95,11 @@ impl Sync {
         }
     }
 
+    /// True unless the edge holds objects of another cluster.
+    pub fn belongs(&self) -> bool {
+        self.belongs
+    }
+
     /// True if the edge is to send its inventory.
     pub fn wants_inventory(&self) -> bool {
         self.inventory.is_some()
@@ -116,7 +122,12 @@ impl Sync {
         let mut difference = difference(&held, &self.wanted, self.complete && self.belongs);
         // What a pod names goes before the pod.
         difference.puts.sort_by_key(|(key, _)| key.is("", "pods"));
-        let plan = Plan { held: held.len(), puts: difference.puts.len(), drops: difference.drops.len() };
+        let left = match self.complete && self.belongs {
+            true => Vec::new(),
+            false => absence::unknown(&held, &self.wanted),
+        };
+        let (puts, drops) = (difference.puts.len(), difference.drops.len());
+        let plan = Plan { held: held.len(), puts, drops, left };
         self.first.extend(difference.drops.into_iter().map(doubted));
         self.first.extend(difference.puts.into_iter().map(|(key, instead)| First::Put(key, instead)));
         self.unsaid = self.complete && self.belongs;
@@ -227,7 +238,7 @@ impl Sync {
 }
 
 /// What the difference came to, for the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// Objects that the edge holds.
     pub held: usize,
@@ -235,6 +246,8 @@ pub struct Plan {
     pub puts: usize,
     /// Objects to drop.
     pub drops: usize,
+    /// Objects that it keeps though they are not wanted, for now.
+    pub left: Vec<Gone>,
 }
 
 #[cfg(test)]
@@ -294,7 +307,10 @@ mod tests {
         let mut sync = Sync::new(&hello(&["a", "b"]), "c", set(&["b", "c"]), true);
         let mut orders = vec![(key("d"), Order { was: None, now: Some(vec![0xa0]) })];
         assert_eq!(sync.next(|| orders.pop()), None);
-        assert_eq!(sync.inventory(part(&["a", "b"])), Ok(Some(Plan { held: 2, puts: 1, drops: 1 })));
+        assert_eq!(
+            sync.inventory(part(&["a", "b"])),
+            Ok(Some(Plan { held: 2, puts: 1, drops: 1, left: vec![] }))
+        );
         drops(&mut sync, "a");
         assert_eq!(sync.next(|| orders.pop()), Some(Next::Read(key("c"))));
         assert_eq!(sync.next(|| orders.pop()), None);

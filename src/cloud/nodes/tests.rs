@@ -140,3 +140,30 @@ fn a_second_session_ends_the_first() {
         assert_eq!(next(&second).await, "+pods/default/a");
     });
 }
+
+#[test]
+fn a_restored_store_is_not_whole_until_somebody_says_so() {
+    with_bench(async |bench| {
+        let key = absence::restored_key();
+        let value = absence::restored(jiff::Timestamp::now(), None);
+        let action = Action::Put { value, origin: Origin::Local, durability: Durability::Durable };
+        bench.store.write(Write { key: key.clone(), expect: Expect::Absent, action }).await.unwrap();
+        bench.pod("a", "barn-1", "none").await;
+        let attached = loop {
+            let attached = bench.attach().await;
+            assert!(!attached.complete);
+            if !attached.wanted.is_empty() {
+                break attached;
+            }
+        };
+        // Orders are orders also then.
+        bench.pod("b", "barn-1", "none").await;
+        assert_eq!(next(&attached).await, "+pods/default/b");
+        bench.remove("pods", "a").await;
+        assert_eq!(next(&attached).await, "-pods/default/a");
+        assert!(attached.completed.is_empty());
+        bench.store.write(Write { key, expect: Expect::Anything, action: Action::Delete }).await.unwrap();
+        assert_eq!(names(&attached.completed.recv().await.unwrap()), ["pods/default/b"]);
+        assert!(bench.attach().await.complete);
+    });
+}

@@ -36,7 +36,7 @@ pub struct Wire {
     pub edge: usize,
     /// Seconds a frame takes.
     delay: f64,
-    is_cut: bool,
+    pub is_cut: bool,
     /// True once a cloud has seen its first frame.
     pub accepted: bool,
     to_cloud: Pipe,

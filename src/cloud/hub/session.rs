@@ -271,6 +271,10 @@ impl Session {
                 }
                 Ok(())
             }
+            // An answer waits for room: more of them than this wait nowhere.
+            Body::Renew(_) if self.renewals > renew::ASKS => {
+                Err(Failure::Refused("more requests for a certificate than one connection is good for"))
+            }
             Body::Renew(renew) => {
                 let renewed = renew::answer(&self.context, &self.peer, &renew, self.renewals).await;
                 self.renewals += 1;

@@ -16,7 +16,8 @@ use crate::cloud::absence;
 use crate::cloud::nodes::Order;
 use crate::link::compress::pack;
 use crate::link::frame::{
-    DIGEST_ALGORITHM, FEATURE_LZ4, Gone, Hello, INVENTORY_MAX, Inventory, NeedFull, Put, WireKey, gone,
+    DIGEST_ALGORITHM, FEATURE_LZ4, Gone, Hello, INVENTORY_MAX, INVENTORY_PART, Inventory, NeedFull, Put,
+    WireKey, gone,
 };
 use crate::link::sync::{Set, difference, holdings, set_digest};
 use crate::link::{Body, Holding};
@@ -111,6 +112,12 @@ impl Sync {
     /// Nobody asked for it, or it is longer than any board's.
     pub fn inventory(&mut self, part: Inventory) -> Result<Option<Plan>, &'static str> {
         let inventory = self.inventory.as_mut().ok_or("an inventory that nobody asked for")?;
+        if part.holdings.len() > INVENTORY_PART {
+            return Err("a part of an inventory that is longer than agreed");
+        }
+        if !part.holdings.iter().all(is_short) {
+            return Err("an inventory of names that no object has");
+        }
         if inventory.len().saturating_add(part.holdings.len()) > INVENTORY_MAX {
             return Err("an inventory longer than any board's");
         }
@@ -237,6 +244,15 @@ impl Sync {
     }
 }
 
+/// True if the names are no longer than an object's can be, so that the length
+/// of an inventory bounds its size.
+fn is_short(holding: &Holding) -> bool {
+    const NAME: usize = 253;
+    const UID: usize = 64;
+    let Holding { key: WireKey { group, resource, namespace, name }, uid, .. } = holding;
+    [group, resource, namespace, name].iter().all(|name| name.len() <= NAME) && uid.len() <= UID
+}
+
 /// What the difference came to, for the log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
@@ -351,6 +367,19 @@ mod tests {
             assert_eq!(sync.read(None), None);
             assert_eq!(sync.next(|| None), None);
         }
+    }
+
+    #[test]
+    fn an_inventory_is_bounded() {
+        let long = Holding { uid: "u".repeat(65), ..holding("a") };
+        for holdings in [vec![long], vec![holding("a"); INVENTORY_PART + 1]] {
+            let mut sync = Sync::new(&hello(&[]), "c", set(&["a"]), true);
+            assert!(sync.inventory(Inventory { holdings, last: false }).is_err());
+        }
+        let mut sync = Sync::new(&hello(&[]), "c", set(&["a"]), true);
+        let part = Inventory { holdings: vec![holding("a"); INVENTORY_PART], last: false };
+        let parts = std::iter::repeat_with(|| sync.inventory(part.clone())).take_while(Result::is_ok);
+        assert_eq!(parts.count(), INVENTORY_MAX / INVENTORY_PART);
     }
 
     #[test]

@@ -16,6 +16,8 @@
 mod api;
 #[path = "../tests/host/mod.rs"]
 mod host;
+#[path = "figures/link.rs"]
+mod link;
 #[path = "figures/pods.rs"]
 mod pods;
 #[path = "figures/process.rs"]
@@ -124,6 +126,7 @@ fn main() -> std::process::ExitCode {
     step("starting pods, in turns with bare ones");
     pods::measure(&world, &tasks, &stop, &mut figures);
     idle(&world, 1, window, &stop, &mut figures, &step);
+    link::measure(&world, &tasks, &stop, &mut figures, &step);
 
     let conditions = json!({
         "program": std::env::var("HOLM_BIN").unwrap_or_else(|_| "a debug build".into()),

@@ -91,6 +91,11 @@ impl World {
         self.edge.as_ref().unwrap().id()
     }
 
+    /// Where the cloud's hub listens, on loopback.
+    pub fn hub_port(&self) -> u16 {
+        self.hub
+    }
+
     /// The cloud's data directory.
     pub fn cloud_dir(&self) -> PathBuf {
         self.folder.join("cloud")

@@ -409,4 +409,19 @@ mod tests {
         sync.acked(8);
         assert!(sync.need_full(&need).is_err());
     }
+
+    #[test]
+    fn an_edge_that_names_no_feature_gets_objects_as_they_are() {
+        let old = Hello { features: vec![], ..hello(&["a"]) };
+        let content: Vec<u8> = (0..2000u32).flat_map(|n| n.to_be_bytes()).collect();
+        for (hello, reads_lz4) in [(old, false), (hello(&["a"]), true)] {
+            let mut sync = Sync::new(&hello, "c", set(&["a"]), true);
+            assert_eq!(sync.next(|| None), SYNCED);
+            let was = Was { uid: uid("a"), content: Some(content.clone()) };
+            let mut order = Some((key("a"), Order { was: Some(was), now: Some(content.clone()) }));
+            let Some(Next::Send(Body::Put(put))) = sync.next(|| order.take()) else { panic!() };
+            assert_eq!(put.base.is_some(), reads_lz4);
+            assert_eq!(put.object == content, !reads_lz4);
+        }
+    }
 }

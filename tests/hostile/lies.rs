@@ -184,7 +184,7 @@ fn a_liar_touches_nothing_of_its_neighbour_s() {
 fn a_certificate_is_renewed_for_a_key_that_is_there() {
     run(async {
         let cloud = Cloud::start("hostile-renew").await;
-        let (mut neighbour, _, theirs) = settled(&cloud, "neighbour").await;
+        let (mut neighbour, mut honest, theirs) = settled(&cloud, "neighbour").await;
         let (_liar, mut talk, _) = settled(&cloud, "liar").await;
         let request = neighbour.identity.request().unwrap();
         let mut forged = request.clone();
@@ -210,6 +210,20 @@ fn a_certificate_is_renewed_for_a_key_that_is_there() {
             let chain = [CertificateDer::from(certificate)];
             assert_eq!(peer_node(&chain).unwrap().node.as_str(), "liar");
         }
+        // However often it asks, it is neither answered nor logged as often.
+        let before = cloud.peak_memory();
+        for _ in 0..2000 {
+            talk.send(Body::Renew(Renew { request: forged.clone() })).await;
+        }
+        honest.send(status(key("pods", "neighbour-pod"), &theirs, json!({"phase": "Running"}))).await;
+        assert!(honest.settle().await);
+        drop(talk);
+        host::until("the word of the end", async || cloud.log().contains("liar disconnected").then_some(()))
+            .await;
+        let log = cloud.log();
+        let said = log.lines().filter(|line| line.contains("liar") && line.contains("certificate")).count();
+        assert!(said < 20, "{said} lines\n{log}");
+        assert!(cloud.peak_memory() - before < 8 << 20);
         let mut again = neighbour.greet().await;
         again.send(status(key("pods", "neighbour-pod"), &theirs, json!({"phase": "Failed"}))).await;
         assert!(again.settle().await);

@@ -234,3 +234,6 @@ fn load(data_dir: &Path, authority: &Authority) -> Option<(Credentials, String, 
     let facts = Facts::read(credentials.certificate()).ok()?;
     Some((credentials, label, facts))
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,6 +23,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{
     NoServerSessionStorage, ParsedCertificate, ServerConfig, VerifierBuilderError, WebPkiClientVerifier,
 };
+use rustls::time_provider::TimeProvider;
 use rustls::version::{TLS12, TLS13};
 use rustls::{
     AlertDescription, CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
@@ -78,6 +79,7 @@ pub fn edge_client(
             config.with_client_auth_cert(vec![certificate.clone()], slot.key_der())?
         }
     };
+    config.time_provider = Arc::new(AtFloor(floor));
     // Every connection verifies anew: a pin, a floor or a certificate may have changed.
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
@@ -218,6 +220,16 @@ fn read_chain(
     let facts = facts.map_err(|_| CertificateError::BadEncoding)?;
     let begun = facts.iter().map(|facts| facts.not_before).max().unwrap_or(super::unix(0));
     Ok((facts, begun))
+}
+
+/// What an edge's TLS takes for the time: the system clock has no say, and may show anything.
+#[derive(Debug)]
+struct AtFloor(Floor);
+
+impl TimeProvider for AtFloor {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(self.0.time())
+    }
 }
 
 /// Verifies the cloud for an edge.

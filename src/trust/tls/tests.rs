@@ -6,7 +6,6 @@ use crate::trust::certificate::{Standing, peer_node, peer_user};
 use crate::trust::clock::{BUILD_TIME, IssueTime};
 use crate::trust::identity::{Identity, Membership};
 use crate::trust::unix;
-use rustls::time_provider::TimeProvider;
 use rustls::{ClientConnection, ServerConnection};
 use std::path::PathBuf;
 use std::time::Duration;

@@ -81,7 +81,7 @@ impl Hub {
                     if welcome.renew_only {
                         let reason = self.renew_only(connection).await;
                         self.tell_board(false, &reason).await;
-                        smol::Timer::after(PAUSES.1).await;
+                        smol::Timer::after(self.renewal.wait(self.tasks.now())).await;
                         continue;
                     }
                     if !full {

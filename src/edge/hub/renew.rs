@@ -24,6 +24,9 @@ pub(super) const LOOK: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_secs(60);
 /// Bounds of the pause after a renewal that came to nothing.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(6 * 3600));
+/// The longest pause of a board that may do nothing but renew: it is away as
+/// long as it has not.
+const AWAY: Duration = Duration::from_secs(300);
 /// How long a session that is never idle keeps its old certificate.
 const BUSY: Duration = Duration::from_secs(24 * 3600);
 /// Clouds' clocks may differ by so much before a certificate counts as issued
@@ -138,6 +141,15 @@ impl Renewal {
         self.installed.is_some_and(|at| is_idle || now.saturating_sub(at) >= BUSY)
     }
 
+    /// How long a board that may only renew waits before it connects again.
+    pub fn wait(&mut self, now: Duration) -> Duration {
+        if self.installed.is_some() {
+            return Duration::ZERO;
+        }
+        self.not_before = self.not_before.min(now.saturating_add(AWAY));
+        self.not_before.saturating_sub(now).max(Duration::from_secs(1))
+    }
+
     fn failed(&mut self, now: Duration, reason: &str) {
         self.asked = None;
         self.pause(now);
@@ -202,13 +214,16 @@ impl Hub {
         connection.send_plain(body);
         let answer = within(ANSWER, renewed(&mut connection)).await;
         connection.close().await;
-        match answer {
-            Some(Ok(renewed)) => {
-                self.renewal.answered(&mut self.identity, renewed, self.tasks.now());
+        let now = self.tasks.now();
+        match answer.unwrap_or_else(|| Err("the cloud does not answer".into())) {
+            Ok(renewed) => {
+                self.renewal.answered(&mut self.identity, renewed, now);
                 "the certificate has expired".into()
             }
-            Some(Err(reason)) => reason,
-            None => "the certificate has expired, and the cloud does not renew it".into(),
+            Err(reason) => {
+                self.renewal.failed(now, &reason);
+                format!("the certificate has expired, and is not renewed: {reason}")
+            }
         }
     }
 }

@@ -161,6 +161,23 @@ fn a_new_certificate_that_cannot_connect_is_not_asked_for_again_at_once() {
 }
 
 #[test]
+fn a_board_that_may_only_renew_connects_again_after_a_pause_and_at_once_when_it_has() {
+    let mut board = Board::new();
+    for second in [0, 10_000, 20_000, 30_000] {
+        board.renewal.begin(&board.identity, day(40));
+        board.renewal.order();
+        board.ask(day(40), second).unwrap();
+        board.no(second);
+        let pause = board.renewal.wait(secs(second));
+        assert!(pause >= PAUSES.0.min(AWAY) && pause <= AWAY, "{pause:?}");
+        assert_eq!(board.ask(day(40), second + 1), None);
+    }
+    let request = board.ask(day(40), 40_000).unwrap();
+    board.answer(&request, 40, 40_000);
+    assert_eq!(board.renewal.wait(secs(40_000)), Duration::ZERO);
+}
+
+#[test]
 fn an_order_renews_whatever_the_age() {
     let mut board = Board::new();
     board.renewal.begin(&board.identity, day(1));

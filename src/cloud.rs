@@ -97,7 +97,7 @@ pub enum CloudError {
 /// Runs the cloud for ever; it returns only if it cannot start.
 pub async fn run(options: Options, tasks: Tasks) -> Result<(), CloudError> {
     let files = net::raise_file_limit();
-    log::info!("up to {files} connections and files may be open (RLIMIT_NOFILE)");
+    log::debug!("up to {files} connections and files may be open (RLIMIT_NOFILE)");
     // The ports first: an address in use is the commonest mistake.
     let hub_listener = net::listen("--listen", options.listen)?;
     let api_listener = net::listen("--api-listen", options.api_listen)?;

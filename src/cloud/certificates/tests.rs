@@ -1,6 +1,7 @@
 use super::*;
 use crate::trust::clock::{BUILD_TIME, Floor};
 use crate::trust::names::ClusterUid;
+use crate::trust::rotation::{Generation, Rotation};
 use crate::trust::unix;
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use futures_rustls::client::TlsStream;
@@ -40,8 +41,11 @@ impl Site {
         when: Result<IssueTime, ClockError>,
     ) -> Result<Certificates, CertificatesError> {
         let subject = Subject {
-            authority: self.authority.clone(),
-            authorities: vec![self.authority.certificate().clone()],
+            authorities: Arc::new(Set {
+                rotation: Rotation::steady(Generation::FIRST),
+                issuing: self.authority.clone(),
+                other: None,
+            }),
             names: vec![name.try_into().unwrap()],
             api: "127.0.0.1:6443".parse().unwrap(),
             data_dir: self.data_dir.clone(),
@@ -71,6 +75,10 @@ impl Drop for Site {
     }
 }
 
+fn facts(certificates: &Certificates) -> Facts {
+    certificates.served().facts.clone()
+}
+
 async fn echoes(stream: &mut TlsStream<Async<TcpStream>>) -> bool {
     let mut answer = [0; 4];
     stream.write_all(b"ping").await.is_ok()
@@ -81,7 +89,7 @@ async fn echoes(stream: &mut TlsStream<Async<TcpStream>>) -> bool {
 #[test]
 fn new_connections_get_the_renewed_certificate_and_old_ones_go_on() {
     let site = Site::new();
-    let mut certificates = site.open("a", Ok(at(0))).unwrap();
+    let certificates = site.open("a", Ok(at(0))).unwrap();
     let executor = Arc::new(smol::Executor::new());
     let listener = Async::<TcpListener>::bind(([127, 0, 0, 1], 0)).unwrap();
     let address = listener.get_ref().local_addr().unwrap();
@@ -130,14 +138,14 @@ fn a_cloud_whose_clock_is_wrong_serves_with_what_it_has() {
     let first = site.open("a", Ok(at(0))).unwrap();
     // Whatever names are wanted, and however old it is.
     let kept = site.open("b", wrong()).unwrap();
-    assert_eq!(first.facts, kept.facts);
+    assert_eq!(facts(&first), facts(&kept));
     // Of another authority it is of no use.
     let other = Authority::create(&ClusterUid::random().unwrap(), at(0)).unwrap();
     let other = Site { data_dir: site.data_dir.clone(), authority: Arc::new(other) };
     assert!(matches!(other.open("a", wrong()), Err(CertificatesError::Clock(_))));
     // Damage is no reason to stay down.
     std::fs::write(site.data_dir.join(FILE), "garbage").unwrap();
-    assert_ne!(site.open("a", Ok(at(0))).unwrap().facts, first.facts);
+    assert_ne!(facts(&site.open("a", Ok(at(0))).unwrap()), facts(&first));
     std::mem::forget(other);
 }
 
@@ -149,10 +157,10 @@ fn a_restart_writes_nothing_unless_something_has_changed() {
     let before = inodes();
     let mut again = site.open("a", Ok(at(19))).unwrap();
     again.look(at(19)).unwrap();
-    assert_eq!((&again.facts, inodes()), (&first.facts, before));
+    assert_eq!((facts(&again), inodes()), (facts(&first), before));
     for (name, days) in [("b", 19), ("b", 40)] {
         let other = site.open(name, Ok(at(days))).unwrap();
-        assert_ne!(other.facts, again.facts);
+        assert_ne!(facts(&other), facts(&again));
         again = other;
     }
     for file in [FILE, kubeconfig::FILE] {
@@ -164,10 +172,10 @@ fn a_restart_writes_nothing_unless_something_has_changed() {
 #[test]
 fn what_a_clock_issued_that_was_years_ahead_is_issued_again() {
     let site = Site::new();
-    let mut certificates = site.open("a", Ok(at(3650))).unwrap();
-    let of_the_future = certificates.facts.clone();
+    let certificates = site.open("a", Ok(at(3650))).unwrap();
+    let of_the_future = facts(&certificates);
     certificates.look(at(1)).unwrap();
-    assert!(certificates.facts.not_before < of_the_future.not_before);
+    assert!(facts(&certificates).not_before < of_the_future.not_before);
     let kept = std::fs::read(site.data_dir.join(kubeconfig::FILE)).unwrap();
     certificates.look(at(1)).unwrap();
     assert_eq!(std::fs::read(site.data_dir.join(kubeconfig::FILE)).unwrap(), kept);
@@ -176,7 +184,7 @@ fn what_a_clock_issued_that_was_years_ahead_is_issued_again() {
 #[test]
 fn the_administrators_certificate_is_renewed_while_the_cloud_runs() {
     let site = Site::new();
-    let mut certificates = site.open("a", Ok(at(0))).unwrap();
+    let certificates = site.open("a", Ok(at(0))).unwrap();
     let read = || std::fs::read(site.data_dir.join(kubeconfig::FILE)).unwrap();
     let first = read();
     certificates.look(at(200)).unwrap();

@@ -175,7 +175,7 @@ fn wrong_words_are_named_with_the_right_ones() {
     says(
         &mut with(&["frobnicate"]),
         USAGE,
-        &[&["\"frobnicate\" is not a command", "cloud, edge, token create, revoke, get"]],
+        &[&["\"frobnicate\" is not a command", "cloud, edge, token create, ca status", "revoke, get"]],
     );
     says(&mut with(&["token", "crate"]), USAGE, &[&["\"token crate\"", "token create"]]);
     says(&mut with(&["cloud", "--frob", "x"]), USAGE, &[&["--frob is not a flag", "see holm cloud --help"]]);

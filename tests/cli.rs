@@ -380,6 +380,12 @@ fn a_backup_brings_a_lost_store_back() {
         assert!(said.contains(&file) && said.contains("key of the certificate authority"), "{said}");
         assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         says(&mut with(&restore), CANNOT_CREATE, &[&["a cloud runs", &data, "stop it first"]]);
+        let own = store.to_str().unwrap();
+        says(
+            &mut with(&["cloud", "backup", own, "--data-dir", &data]),
+            USAGE,
+            &[&[own, "store itself", "another file"]],
+        );
         assert!(prints(&mut with(&confirm)).contains("nothing is held back"));
         let code = prints(&mut with(&["token", "create", "--data-dir", &data]));
         assert!(code.starts_with("holm1."), "{code}");

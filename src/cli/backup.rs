@@ -30,12 +30,19 @@ pub(super) fn backup(arguments: &Backup, mut mistakes: Mistakes) -> Result<(), F
     if fs::canonicalize(to).is_ok_and(|to| fs::canonicalize(&store).is_ok_and(|store| store == to)) {
         return Err(Failure::mistake(format!("{} is the store itself: name another file", to.display())));
     }
+    let own = data_dir.join("holm.redb");
+    if to.canonicalize().is_ok_and(|to| own.canonicalize().is_ok_and(|own| own == to)) {
+        return Err(Failure::mistake(format!(
+            "{} is the cloud's store itself: name another file",
+            to.display()
+        )));
+    }
     let socket = data_dir.join(SOCKET);
     let contents = match std::os::unix::net::UnixStream::connect(&socket) {
         Ok(_) => smol::block_on(receive(&socket, to))?,
         // The cloud does not run: the store's lock keeps it from starting.
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
-            if !data_dir.join("holm.redb").exists() {
+            if !own.exists() {
                 return Err(Failure::unavailable(&format!(
                     "no cloud has its data in {}: name its --data-dir",
                     data_dir.display()

@@ -2,6 +2,7 @@
 
 pub mod admission;
 pub mod door;
+pub mod mdns;
 pub mod network;
 
 use std::io;

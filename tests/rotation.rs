@@ -346,3 +346,71 @@ fn authorities_of(kubeconfig: &str) -> Vec<Fingerprint> {
     let certificates = holm::trust::certificate::from_pem(&pem).unwrap();
     certificates.iter().map(|certificate| Facts::read(certificate).unwrap().key).collect()
 }
+
+/// A process that is killed at the end.
+struct Role(std::process::Child);
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn holm(words: &[&str]) -> std::process::Command {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_holm"));
+    command.args(words).env_remove("KUBECONFIG").stdin(std::process::Stdio::null());
+    command
+}
+
+/// What a command says, or its complaint.
+fn says(words: &[&str]) -> Result<String, String> {
+    let output = holm(words).output().unwrap();
+    match output.status.success() {
+        true => Ok(String::from_utf8(output.stdout).unwrap()),
+        false => Err(String::from_utf8(output.stderr).unwrap()),
+    }
+}
+
+#[test]
+fn the_command_leads_through_a_rotation_and_the_kubeconfig_follows() {
+    run(async |_| {
+        let scratch = Scratch::new();
+        let folder = scratch.path("cloud");
+        std::fs::create_dir_all(&folder).unwrap();
+        let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (listen, api) = (format!("--listen={}", free()), format!("--api-listen={}", free()));
+        let data = format!("--data-dir={}", folder.display());
+        let mut command = holm(&["cloud", &listen, &api, &data]);
+        let log = || std::fs::File::create(scratch.path("log")).unwrap();
+        let _cloud = Role(command.stdout(log()).stderr(log()).spawn().unwrap());
+        let phase = |is: &str| says(&["ca", "status", &data]).is_ok_and(|said| said.contains(is));
+        until("the cloud", async || phase("Steady")).await;
+        let copy = scratch.path("copy");
+        std::fs::copy(folder.join("admin.kubeconfig"), &copy).unwrap();
+        let with_copy = format!("--kubeconfig={}", copy.display());
+
+        assert!(says(&["ca", "rotate", &data]).unwrap().contains("holm ca status"));
+        until("the successor", async || phase("Announcing") && phase("successor  holm-ca-2  sha256:")).await;
+        let refused = says(&["ca", "rotate", &data]).unwrap_err();
+        assert!(refused.contains("--force") && refused.trim_end().lines().count() == 1, "{refused}");
+        assert!(says(&["ca", "status", &with_copy]).is_ok());
+
+        says(&["ca", "rotate", "--force", &data]).unwrap();
+        until("the new authority to issue", async || phase("Renewing") && phase("former     holm-ca  "))
+            .await;
+        // A copy from before knows only the old authority, and is the old one's.
+        until("the API to be the new authority's and the copy still good", async || {
+            let kubeconfig = std::fs::read_to_string(folder.join("admin.kubeconfig")).unwrap();
+            authorities_of(&kubeconfig).len() == 2 && says(&["ca", "status", &with_copy]).is_ok()
+        })
+        .await;
+        assert!(says(&["token", "create", &data]).unwrap().parse::<JoinCode>().unwrap().pins.len() == 2);
+
+        says(&["ca", "rotate", "--force", &data]).unwrap();
+        until("the old authority to be gone", async || phase("Steady") && phase("issuing    holm-ca-2"))
+            .await;
+        until("the copy to be good no more", async || says(&["ca", "status", &with_copy]).is_err()).await;
+        assert_eq!(says(&["token", "create", &data]).unwrap().parse::<JoinCode>().unwrap().pins.len(), 1);
+    });
+}

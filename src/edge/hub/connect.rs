@@ -13,6 +13,7 @@ use smol::Async;
 use crate::link::session::{KEEP_ALIVE, WINDOW};
 use crate::link::socket::{BoxIo, PATH, SUBPROTOCOL, config};
 use crate::link::{Connection, Link, LinkError};
+use crate::net::mdns;
 use crate::task::{Tasks, within};
 use crate::trust::names::{ClusterUid, Endpoint};
 use crate::trust::tls::explain;
@@ -91,7 +92,7 @@ async fn attempt(
 async fn tcp(endpoint: &Endpoint) -> Result<Async<std::net::TcpStream>, ConnectError> {
     let addresses: Vec<SocketAddr> = match endpoint.host().trim_matches(['[', ']']).parse::<IpAddr>() {
         Ok(address) => vec![SocketAddr::new(address, endpoint.port())],
-        Err(_) => smol::net::resolve((endpoint.host(), endpoint.port()))
+        Err(_) => resolve(endpoint.host(), endpoint.port())
             .await
             .map_err(|error| ConnectError::Name(endpoint.host().into(), error.to_string()))?,
     };
@@ -103,4 +104,16 @@ async fn tcp(endpoint: &Endpoint) -> Result<Async<std::net::TcpStream>, ConnectE
         }
     }
     Err(ConnectError::Tcp(last))
+}
+
+/// The addresses of a name. Name servers do not know those that end in
+/// `.local`; but a host file may.
+async fn resolve(host: &str, port: u16) -> std::io::Result<Vec<SocketAddr>> {
+    if !mdns::is_local(host) {
+        return smol::net::resolve((host, port)).await;
+    }
+    match mdns::resolve(host, port).await {
+        Ok(found) => Ok(found),
+        Err(error) => smol::net::resolve((host, port)).await.map_err(|_| error),
+    }
 }

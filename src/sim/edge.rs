@@ -315,6 +315,8 @@ impl World {
 
     /// Acts on what was heard, unless it is still at the last.
     fn work(&mut self, number: usize) -> Result<(), String> {
+        // Now and then its store cannot be read, and no base is there.
+        let is_blind = self.rng.u8(..30) == 0;
         let edge = &mut self.edges[number];
         if edge.doing.is_none()
             && let Some(connection) = edge.connection.as_mut()
@@ -325,7 +327,10 @@ impl World {
             let heard: Vec<Heard> = connection.inbox.drain(..batch).collect();
             let holds = &edge.holds;
             let outcome = exchange.hear(heard, |key| {
-                holds.get(key).map(|(uid, value)| (uid.clone(), codec::encode_content(value)))
+                holds
+                    .get(key)
+                    .filter(|_| !is_blind)
+                    .map(|(uid, value)| (uid.clone(), codec::encode_content(value)))
             });
             edge.doing = Some(Doing {
                 deeds: outcome.deeds.into(),

@@ -94,6 +94,8 @@ fn a_pod_goes_all_the_way_and_back() {
             world.board(&["pods"]).unwrap()["items"].as_array().unwrap().is_empty()
                 && world.board(&["secrets"]).unwrap()["items"].as_array().unwrap().is_empty()
         });
+        let log = std::fs::read_to_string(world.folder.join("cloud.log")).unwrap();
+        assert!(!log.contains("was refused"), "an honest node was refused: {log}");
     });
 }
 

@@ -171,7 +171,12 @@ pub async fn run(options: Options, tasks: Tasks) -> Result<Again, EdgeError> {
             connections: 0,
             silence: Default::default(),
         };
-        tasks.spawn("hub", hub.run());
+        // It goes on as it was, whatever a connection made it stumble over.
+        let hub = Arc::new(smol::lock::Mutex::new(hub));
+        tasks.supervise("hub", move || {
+            let hub = hub.clone();
+            async move { hub.lock().await.run().await }
+        });
     }
 
     let watched = store.clone();

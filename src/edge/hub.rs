@@ -67,7 +67,7 @@ pub struct Hub {
 
 impl Hub {
     /// Connects, serves, and connects again.
-    pub async fn run(mut self) {
+    pub async fn run(&mut self) -> Result<(), Infallible> {
         let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
         let mut network = NetworkUp::default();
         let mut said = String::new();

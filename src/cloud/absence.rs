@@ -59,14 +59,14 @@ pub fn restored(at: Timestamp, made: Option<&str>) -> Value {
 }
 
 /// True if a certificate was issued after the backup was begun that the store
-/// comes from: its key is then unknown to the store only because it renewed,
-/// or moved to this board, since. One that lost its place before has an older
-/// certificate.
+/// comes from, or in the same second: its key is then unknown to the store
+/// only because it renewed, or moved to this board, since. One that lost its
+/// place before has an older certificate.
 pub fn issued_since(mark: &Value, not_before: UnixTime) -> bool {
     let made = mark.get("data").and_then(|data| data.get("backupAt")).and_then(Value::as_str);
     let made = made.and_then(|made| made.parse::<Timestamp>().ok()).map(Timestamp::as_second);
     let issued = not_before.as_secs().saturating_add(BACKDATED);
-    made.and_then(|made| u64::try_from(made).ok()).is_some_and(|made| issued > made)
+    made.and_then(|made| u64::try_from(made).ok()).is_some_and(|made| issued >= made)
 }
 
 /// Why a cloud leaves on a node what it does not know itself.
@@ -170,7 +170,7 @@ mod tests {
     fn a_certificate_of_after_the_backup_is_told_from_one_of_before() {
         let mark = restored(Timestamp::UNIX_EPOCH, Some("2026-01-02T00:00:00Z"));
         let made = 1_767_312_000;
-        for (issued, newer) in [(made - 1, false), (made, false), (made + 1, true)] {
+        for (issued, newer) in [(made - 1, false), (made, true), (made + 1, true)] {
             assert_eq!(issued_since(&mark, unix(issued - BACKDATED)), newer);
         }
         assert!(!issued_since(&json!({}), unix(made + 1)));

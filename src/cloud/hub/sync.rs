@@ -59,7 +59,8 @@ pub struct Sync {
     belongs: bool,
     /// The inventory as it arrives; `None` once it is whole, or not needed.
     inventory: Option<Vec<Holding>>,
-    /// What the edge held, while it may not yet be dropped.
+    /// What the edge holds and was told nothing of, of a set that was not
+    /// complete when it connected.
     held: Vec<Holding>,
     first: VecDeque<First>,
     /// What is being read, and what the node holds in its place.
@@ -157,8 +158,11 @@ impl Sync {
         }
         let is_wanted = |key: &WireKey| Key::try_from(key).is_ok_and(|key| wanted.contains_key(&key));
         let held = std::mem::take(&mut self.held).into_iter();
-        let unwanted = held.filter(|holding| !is_wanted(&holding.key));
+        let (wanted, unwanted): (Vec<_>, Vec<_>) = held.partition(|holding| is_wanted(&holding.key));
+        let unwanted = unwanted.into_iter();
         self.first.extend(unwanted.map(|holding| doubted(Gone { key: holding.key, uid: holding.uid })));
+        // An order about the others may yet be on its way.
+        self.held = wanted;
         self.unsaid = true;
     }
 
@@ -179,17 +183,29 @@ impl Sync {
             None => {}
         }
         while let Some((key, order)) = order() {
+            // What the edge said itself that it holds counts more.
+            let held = self.take_held(&key);
             match (order.was, order.now) {
                 (was, Some(now)) => {
                     let base = was.and_then(|was| was.content);
                     return Some(Next::Send(self.put(&key, &now, base.as_deref())));
                 }
-                (Some(was), None) => return Some(Next::Send(Body::Drop(gone(&key, &was.uid)))),
-                // Made and gone before the node was told.
-                (None, None) => {}
+                (was, None) => {
+                    if let Some(uid) = held.or(was.map(|was| was.uid)) {
+                        return Some(Next::Send(Body::Drop(gone(&key, &uid))));
+                    }
+                }
             }
         }
         std::mem::take(&mut self.unsaid).then_some(Next::Send(Body::Synced))
+    }
+
+    /// What the edge said it holds under a key, until it is told something of
+    /// it; known only of a set that was not complete.
+    fn take_held(&mut self, key: &Key) -> Option<Uid> {
+        let wire = WireKey::from(key);
+        let at = self.held.iter().position(|holding| holding.key == wire)?;
+        Some(Uid(self.held.swap_remove(at).uid))
     }
 
     /// The answer to [`Next::Read`]: the object's content in CBOR
@@ -345,6 +361,19 @@ mod tests {
         assert_eq!(sync.next(|| None), SYNCED);
         sync.completed(&set(&[]));
         assert_eq!(sync.next(|| None), None);
+    }
+
+    #[test]
+    fn what_is_deleted_before_the_set_is_complete_is_dropped_by_the_name_the_edge_knows() {
+        let mut sync = Sync::new(&hello(&["a", "b"]), "c", set(&["b"]), false);
+        let old = Holding { uid: "old".into(), ..holding("a") };
+        assert!(sync.inventory(Inventory { holdings: vec![old, holding("b")], last: true }).is_ok());
+        sync.completed(&set(&["a", "b"]));
+        let was = Was { uid: uid("a"), content: None };
+        let mut order = Some((key("a"), Order { was: Some(was), now: None }));
+        let dropped = Body::Drop(gone(&key("a"), &uid("old")));
+        assert_eq!(sync.next(|| order.take()), Some(Next::Send(dropped)));
+        assert_eq!(sync.next(|| None), SYNCED);
     }
 
     #[test]

@@ -145,6 +145,10 @@ impl Told {
     fn order(&self, key: &Key, was: Option<Was>, now: Option<Vec<u8>>) {
         self.orders.update(key.clone(), |waiting| Order {
             was: match waiting {
+                // What was made since is dropped by its name, though the node
+                // is not known to have it: it may have been told of it by one
+                // who knew more.
+                Some(Order { was: None, .. }) if now.is_none() => was,
                 Some(waiting) => waiting.was,
                 None => was,
             },
@@ -203,6 +207,16 @@ mod tests {
         told.removed(&second.key, Revision(4));
         let (_, order) = orders.try_pop().unwrap();
         assert_eq!(order, Order { was: Some(Was { uid: first.uid, content: None }), now: None });
+    }
+
+    #[test]
+    fn what_was_made_and_is_gone_is_dropped_by_its_own_name() {
+        let only = object("a", 1);
+        let (mut told, orders) = Told::new();
+        told.changed(&only, None);
+        told.removed(&only.key, Revision(2));
+        let (_, order) = orders.try_pop().unwrap();
+        assert_eq!(order, Order { was: Some(Was { uid: only.uid, content: None }), now: None });
     }
 
     #[test]

@@ -212,6 +212,7 @@ impl Sync {
     /// ([`crate::object::codec::encode_content`]). Gives what to send.
     pub fn read(&mut self, content: Option<&[u8]>) -> Option<Body> {
         let (key, instead) = self.reading.take()?;
+        self.take_held(&key);
         match (content, instead) {
             (Some(content), _) => Some(self.put(&key, content, None)),
             // Gone since; and so is what the node holds in its place.
